@@ -1,0 +1,1 @@
+"""The budget scheduler, numpy only."""

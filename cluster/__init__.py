@@ -1,0 +1,1 @@
+"""The service: a spec in, a finished run out."""

@@ -1,0 +1,268 @@
+"""The spec: one YAML file that says everything about a run. Imports no torch, no Ray, no vLLM.
+
+Each room owns its section (`<room>/spec.py`); this file composes them, adds the sections of the service itself, loads
+YAML with `--set path=value` overrides, and turns every violation into one `BadInput` that names the field.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from actors.spec import RolloutSpec
+from allocator.spec import AllocatorSpec
+from drafter.spec import DrafterSpec
+from trainer.spec import EvaluationSpec, LearnerSpec, ModelSpec, RLStage, Section, Stage, TaskSpec
+from trainer.types import BadInput
+
+
+class RunSpec(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; also the last part of its directory."""
+    seed: int = Field(default=0, ge=0)
+    """Root of the one seed tree: data order, allocator ties, sampling, weights."""
+    directory: str = "runs"
+    """Where run directories are created; the run lives in `directory/name`."""
+    deterministic: bool = False
+    """Fix assignment and admission order, so that the same seed gives the same tokens on one machine, at some cost in
+    load balance."""
+    checkpoint_every_epochs: int = Field(default=10, ge=1)
+    """RL epochs between checkpoints; resume replays the epochs since the newest one from their stored rollouts."""
+    checkpoint_every_steps: int = Field(default=500, ge=1)
+    """Pre-training steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+
+
+class ClusterSpec(Section):
+    address: str | None = None
+    """Ray cluster to join (`auto` or host:port); without one a Ray of this machine's own is started and stopped."""
+    rollout_workers: int = Field(default=1, ge=1)
+    """Rollout workers, one vLLM engine each."""
+    cpus_per_rollout_worker: int = Field(default=1, ge=1)
+    """Cores of one rollout worker; each engine is pinned to its own."""
+    gpus_per_rollout_worker: int = Field(default=0, ge=0)
+    """GPUs of one rollout worker."""
+    cpus_per_learner_rank: int = Field(default=1, ge=1)
+    """Cores (and torch threads) of one learner rank."""
+    gpus_per_learner_rank: int = Field(default=0, ge=0)
+    """GPUs of one learner rank."""
+    placement: Literal["colocated", "disaggregated"] = "colocated"
+    """`colocated`: learner ranks share the rollout workers' bundles and take turns with them; `disaggregated`: bundles of
+    their own."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the driver's Prometheus endpoint on the loopback interface; 0 picks a free one and prints it."""
+
+
+class LimitsSpec(Section):
+    placement_timeout_s: float = Field(default=60, gt=0)
+    """Longest wait for the cluster to hold the bundles."""
+    start_timeout_s: float = Field(default=300, gt=0)
+    """Longest wait for engines and learner ranks to be ready."""
+    rollout_timeout_s: float = Field(default=600, gt=0)
+    """Longest wait for any group to come back while groups are out."""
+    learn_timeout_s: float = Field(default=600, gt=0)
+    """Longest wait for one learner call: an update, a batch of pre-training steps, a checkpoint."""
+    publish_timeout_s: float = Field(default=300, gt=0)
+    """Longest wait for new weights to be in service on every engine."""
+
+
+class Spec(Section):
+    """A run, complete."""
+
+    run: RunSpec
+    model: ModelSpec
+    task: TaskSpec
+    recipe: list[Stage] = Field(min_length=1)
+    """Stages in order."""
+    allocator: AllocatorSpec | None = None
+    """Needed by `rl` stages."""
+    rollout: RolloutSpec
+    learner: LearnerSpec = LearnerSpec()
+    drafter: DrafterSpec = DrafterSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    limits: LimitsSpec = LimitsSpec()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.directory) / self.run.name
+
+    @property
+    def rl_epochs(self) -> int:
+        """Epochs of all rl stages together (K in CERO)."""
+        return sum(stage.epochs for stage in self.recipe if isinstance(stage, RLStage))
+
+    @model_validator(mode="after")
+    def _stages_have_what_they_need(self) -> Self:
+        kinds = [stage.stage for stage in self.recipe]
+        if "rl" in kinds and self.allocator is None:
+            raise ValueError("recipe has an rl stage, so the spec needs an allocator section with budget_rollouts")
+        if "evaluate" in kinds and not any(s.heldout_prompts or getattr(s, "heldout_path", None) for s in self.task.sources):
+            raise ValueError("recipe has an evaluate stage, but no task source holds out any prompts (heldout_prompts)")
+        if "pretrain" in kinds and not any(s.kind == "reasoning_gym" for s in self.task.sources):
+            raise ValueError("recipe has a pretrain stage, but only reasoning_gym sources can generate worked examples")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_fits_the_epochs(self) -> Self:
+        a = self.allocator
+        if a is None or not self.rl_epochs:
+            return self
+        if a.budget_rollouts > self.rl_epochs * a.max_rollouts_per_epoch:
+            raise ValueError(
+                f"allocator.budget_rollouts = {a.budget_rollouts} cannot be spent: {self.rl_epochs} epochs x "
+                f"max_rollouts_per_epoch {a.max_rollouts_per_epoch} = {self.rl_epochs * a.max_rollouts_per_epoch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _context_holds_the_response(self) -> Self:
+        if self.rollout.max_response_tokens >= self.model.context_tokens:
+            raise ValueError(
+                f"rollout.max_response_tokens = {self.rollout.max_response_tokens} leaves no room for a prompt in "
+                f"model.context_tokens = {self.model.context_tokens}"
+            )
+        if self.learner.micro_batch_tokens < self.model.context_tokens:
+            raise ValueError(
+                f"learner.micro_batch_tokens = {self.learner.micro_batch_tokens} cannot hold one sequence of "
+                f"model.context_tokens = {self.model.context_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bundles_can_be_shared(self) -> Self:
+        c = self.cluster
+        if c.placement == "colocated" and self.learner.ranks > c.rollout_workers:
+            raise ValueError(
+                f"colocated placement puts one learner rank beside one rollout worker: learner.ranks = "
+                f"{self.learner.ranks} > cluster.rollout_workers = {c.rollout_workers}"
+            )
+        return self
+
+
+def load_spec(path: str | Path, overrides: list[str] | None = None) -> Spec:
+    """Read, override and validate a spec file. Raises BadInput naming the file and field."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: the top level must be a mapping of sections, not {type(data).__name__}")
+    for override in overrides or []:
+        _apply_override(data, override)
+    spec = parse_spec(data, origin=str(path))
+    for source in spec.task.sources:
+        if source.kind == "jsonl":
+            source.path = _relative_to(path.parent, source.path)
+            source.heldout_path = source.heldout_path and _relative_to(path.parent, source.heldout_path)
+    return spec
+
+
+def parse_spec(data: Any, origin: str) -> Spec:
+    """Validate plain data. Raises BadInput with one line per violated field."""
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        raise BadInput("\n".join(f"{origin}: {line}" for line in _explain(error))) from None
+
+
+def dump_spec(spec: Spec) -> str:
+    """The fully resolved spec as YAML."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def _relative_to(directory: Path, path: str) -> str:
+    return path if Path(path).is_absolute() else str((directory / path).resolve())
+
+
+def _apply_override(data: dict, override: str) -> None:
+    """`--set a.b.0.c=value`: value is YAML; list items are addressed by index."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise BadInput(f"--set {override}: expected path=value, for example --set run.seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise BadInput(f"--set {override}: {text!r} is not a YAML value") from None
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        child = node[_index(node, part, override)]
+    else:
+        child = node.setdefault(part, {})
+        if child is None:
+            child = node[part] = {}
+    if not isinstance(child, dict | list):
+        raise BadInput(f"--set {override}: {part} is a value, it has no fields")
+    return child
+
+
+def _index(node: list, part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise BadInput(f"--set {override}: {part!r} is not an index into a list of {len(node)}")
+    return int(part)
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False, include_context=False):
+        field = ".".join(str(part) for part in item["loc"]) or "spec"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key" + _nearest(item["loc"])
+        elif item["type"] == "missing":
+            message = "missing; it has no default"
+        elif "input" in item and not isinstance(item["input"], dict | list | BaseModel):
+            message += f" (got {item['input']!r})"
+        lines.append(f"{field}: {message}")
+    return lines
+
+
+def _nearest(loc: tuple) -> str:
+    """`; did you mean X?` for the known key of that section that is closest to the unknown one."""
+    model: Any = Spec
+    for part in loc[:-1]:
+        model = _field_model(model, part)
+        if model is None:
+            return ""
+    match = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else f"; known here: {', '.join(model.model_fields)}"
+
+
+def _field_model(model: Any, part: Any) -> Any:
+    """The pydantic class behind one step of an error's location, through optionals, lists and tagged unions."""
+    if isinstance(part, int):
+        return model
+    candidates = model if isinstance(model, list) else [model]
+    for candidate in candidates:
+        for field, info in candidate.model_fields.items():
+            if info.annotation is not None and field == part:
+                return _models_in(info.annotation)
+        if part in [v for f in candidate.model_fields.values() for v in getattr(f.annotation, "__args__", ())]:
+            return candidate
+    return None
+
+
+def _models_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [m for arg in getattr(annotation, "__args__", ()) if (m := _models_in(arg)) is not None]
+    flat = [m for item in found for m in (item if isinstance(item, list) else [item])]
+    return None if not flat else flat[0] if len(flat) == 1 else flat
