@@ -6,17 +6,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AllocatorSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     policy: Literal["cero", "uniform"] = "cero"
-    """Who decides the group sizes: `cero` (dual-priced, arXiv 2606.05606) or `uniform` (a fixed cycle over all prompts)."""
-    budget_rollouts: int = Field(gt=0)
+    """Who decides the group sizes: `cero` (dual-priced, arXiv 2606.05606) or `uniform` (a fixed cycle over all
+    prompts)."""
+    budget_rollouts: int = Field(gt=0, le=10**9)
     """Total number of responses that the run's RL epochs may sample; never exceeded."""
-    unit_rollouts: int = Field(default=4, ge=1)
+    unit_rollouts: int = Field(default=4, ge=1, le=10_000)
     """Responses per allocation unit (g in CERO); every group is a multiple of it."""
-    max_units_per_prompt: int = Field(default=2, ge=1)
+    max_units_per_prompt: int = Field(default=2, ge=1, le=10_000)
     """Largest number of units one prompt may get in one epoch (N_max in CERO)."""
-    max_rollouts_per_epoch: int = Field(gt=0)
+    max_rollouts_per_epoch: int = Field(gt=0, le=10**7)
     """Capacity of one epoch in responses (C in CERO, there in units)."""
     prior_successes: float = Field(default=1.0, gt=0)
     """Beta prior of every prompt: pseudo-count of correct responses (a_0)."""

@@ -5,6 +5,8 @@ YAML with `--set path=value` overrides, and turns every violation into one `BadI
 """
 
 import difflib
+import os
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,16 +16,19 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from actors.spec import RolloutSpec
 from allocator.spec import AllocatorSpec
 from drafter.spec import DrafterSpec
-from trainer.spec import EvaluationSpec, LearnerSpec, ModelSpec, RLStage, Section, Stage, TaskSpec
+from trainer.spec import EvaluationSpec, LearnerSpec, ModelSpec, PathText, RLStage, Section, Stage, TaskSpec
 from trainer.types import BadInput
+
+LONGEST_WAIT_S = 7 * 24 * 3600
+"""Upper bound of every limit: a wait beyond it is no deadline."""
 
 
 class RunSpec(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the run; also the last part of its directory."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Root of the one seed tree: data order, allocator ties, sampling, weights."""
-    directory: str = "runs"
+    directory: PathText = "runs"
     """Where run directories are created; the run lives in `directory/name`."""
     deterministic: bool = False
     """Fix assignment and admission order, so that the same seed gives the same tokens on one machine, at some cost in
@@ -37,35 +42,35 @@ class RunSpec(Section):
 
 
 class ClusterSpec(Section):
-    address: str | None = None
+    address: str | None = Field(default=None, pattern=r"^(auto|[A-Za-z0-9._-]+:[0-9]{1,5})$")
     """Ray cluster to join (`auto` or host:port); without one a Ray of this machine's own is started and stopped."""
-    rollout_workers: int = Field(default=1, ge=1)
+    rollout_workers: int = Field(default=1, ge=1, le=4096)
     """Rollout workers, one vLLM engine each."""
-    cpus_per_rollout_worker: int = Field(default=1, ge=1)
+    cpus_per_rollout_worker: int = Field(default=1, ge=1, le=1024)
     """Cores of one rollout worker; each engine is pinned to its own."""
-    gpus_per_rollout_worker: int = Field(default=0, ge=0)
+    gpus_per_rollout_worker: int = Field(default=0, ge=0, le=1024)
     """GPUs of one rollout worker."""
-    cpus_per_learner_rank: int = Field(default=1, ge=1)
+    cpus_per_learner_rank: int = Field(default=1, ge=1, le=1024)
     """Cores (and torch threads) of one learner rank."""
-    gpus_per_learner_rank: int = Field(default=0, ge=0)
+    gpus_per_learner_rank: int = Field(default=0, ge=0, le=1024)
     """GPUs of one learner rank."""
     placement: Literal["colocated", "disaggregated"] = "colocated"
-    """`colocated`: learner ranks share the rollout workers' bundles and take turns with them; `disaggregated`: bundles of
-    their own."""
+    """`colocated`: learner ranks share the rollout workers' bundles and take turns with them; `disaggregated`: bundles
+    of their own."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the driver's Prometheus endpoint on the loopback interface; 0 picks a free one and prints it."""
 
 
 class LimitsSpec(Section):
-    placement_timeout_s: float = Field(default=60, gt=0)
+    placement_timeout_s: float = Field(default=60, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for the cluster to hold the bundles."""
-    start_timeout_s: float = Field(default=300, gt=0)
+    start_timeout_s: float = Field(default=300, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for engines and learner ranks to be ready."""
-    rollout_timeout_s: float = Field(default=600, gt=0)
+    rollout_timeout_s: float = Field(default=600, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for any group to come back while groups are out."""
-    learn_timeout_s: float = Field(default=600, gt=0)
+    learn_timeout_s: float = Field(default=600, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for one learner call: an update, a batch of pre-training steps, a checkpoint."""
-    publish_timeout_s: float = Field(default=300, gt=0)
+    publish_timeout_s: float = Field(default=300, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for new weights to be in service on every engine."""
 
 
@@ -100,7 +105,8 @@ class Spec(Section):
         kinds = [stage.stage for stage in self.recipe]
         if "rl" in kinds and self.allocator is None:
             raise ValueError("recipe has an rl stage, so the spec needs an allocator section with budget_rollouts")
-        if "evaluate" in kinds and not any(s.heldout_prompts or getattr(s, "heldout_path", None) for s in self.task.sources):
+        heldout = [s.heldout_prompts or getattr(s, "heldout_path", None) for s in self.task.sources]
+        if "evaluate" in kinds and not any(heldout):
             raise ValueError("recipe has an evaluate stage, but no task source holds out any prompts (heldout_prompts)")
         if "pretrain" in kinds and not any(s.kind == "reasoning_gym" for s in self.task.sources):
             raise ValueError("recipe has a pretrain stage, but only reasoning_gym sources can generate worked examples")
@@ -180,7 +186,7 @@ def dump_spec(spec: Spec) -> str:
 
 
 def _relative_to(directory: Path, path: str) -> str:
-    return path if Path(path).is_absolute() else str((directory / path).resolve())
+    return path if Path(path).is_absolute() else os.path.abspath(directory / path)
 
 
 def _apply_override(data: dict, override: str) -> None:
@@ -215,7 +221,7 @@ def _child(node: Any, part: str, override: str) -> Any:
 
 
 def _index(node: list, part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not (part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(node)):
         raise BadInput(f"--set {override}: {part!r} is not an index into a list of {len(node)}")
     return int(part)
 
@@ -223,16 +229,29 @@ def _index(node: list, part: str, override: str) -> int:
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors(include_url=False, include_context=False):
-        field = ".".join(str(part) for part in item["loc"]) or "spec"
+        field = ".".join(_path(item["loc"])) or "spec"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key" + _nearest(item["loc"])
         elif item["type"] == "missing":
             message = "missing; it has no default"
         elif "input" in item and not isinstance(item["input"], dict | list | BaseModel):
-            message += f" (got {item['input']!r})"
+            message += f" (got {_shown(item['input'])})"
         lines.append(f"{field}: {message}")
     return lines
+
+
+def _path(loc: tuple) -> list[str]:
+    """The location as the user would write it for `--set`: without the tag that pydantic puts after a list's index."""
+    steps = zip((None, *loc), loc, strict=False)
+    return [str(part) for before, part in steps if isinstance(part, int) or not isinstance(before, int)]
+
+
+def _shown(value: Any) -> str:
+    """The value as the user wrote it, if it is short; Python refuses to print integers of thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "a number of more than 30 digits"
+    return reprlib.repr(value)
 
 
 def _nearest(loc: tuple) -> str:

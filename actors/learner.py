@@ -1,0 +1,302 @@
+"""The learner: a DeepSpeed engine over n ranks, one Ray actor each. Every method is called on all ranks together.
+
+Owns: parameters, optimizer state, and the weight version they amount to. One engine lives for the whole run; a stage
+that needs a fresh optimizer resets it in place, because DeepSpeed's process groups are global to a process.
+"""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.logs import send_output_to_log
+from trainer.spec import LearnerSpec, PretrainStage, TaskSpec
+from trainer.types import Group, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerConfig:
+    model_dir: str
+    dtype: str
+    spec: LearnerSpec
+    temperature: float
+    threads: int
+    device: str
+    """`cpu` or `cuda`."""
+    seed: int
+    bucket_bytes: int
+
+
+class LearnerRank:
+    """Runs inside Ray as `ray.remote(LearnerRank)`."""
+
+    def __init__(self, config: LearnerConfig, rank: int, task: TaskSpec, pools: dict[str, list[Prompt]]) -> None:
+        send_output_to_log()
+        self._config = config
+        self._rank = rank
+        self._ranks = config.spec.ranks
+        self._task = task
+        self._pools = pools
+        self._corpus: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """Where the other ranks meet this one: its IP and a free port."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, host: str, port: int) -> dict[str, str]:
+        """Join the process group and build the engine. Gives the versions of what learns here."""
+        os.environ.update(
+            RANK=str(self._rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE=str(self._ranks),
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+            OMP_NUM_THREADS=str(self._config.threads),
+        )
+        if self._config.device == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+        import torch
+
+        from trainer.models import load_policy, load_tokenizer
+        from trainer.policy import Policy
+
+        torch.set_num_threads(self._config.threads)
+        torch.manual_seed(self._config.seed)
+        backend = "gloo" if self._config.device == "cpu" else "nccl"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        self._dtype = getattr(torch, self._config.dtype)
+        tokenizer = load_tokenizer(self._config.model_dir)
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._tokenizer = tokenizer
+        policy = Policy(load_policy(self._config.model_dir, self._config.dtype), self._config.temperature)
+        self._engine, *_ = deepspeed.initialize(
+            model=policy, model_parameters=list(policy.parameters()), config=_deepspeed_config(self._config)
+        )
+        self._device = self._engine.device
+        return {"deepspeed": deepspeed.__version__, "torch": torch.__version__}
+
+    # Learning.
+
+    def update(self, groups: Sequence[Group], learning_rate: float) -> dict[str, float]:
+        """One epoch's optimizer steps on the given groups; figures over the whole batch, equal on every rank.
+
+        `updates` is 0 where no response differs from its siblings: such a batch has no gradient, and stepping on
+        momentum alone would be noise. Raises FloatingPointError before a step on a loss that is not finite.
+        """
+        from trainer.batches import minibatches, samples
+
+        spec = self._config.spec
+        prompts = [self._pools["train"][group.prompt].token_ids for group in groups]
+        figures: dict[str, float] = {}
+        updates = 0
+        for part in minibatches(groups, spec.minibatches):
+            batch = samples([groups[i] for i in part], [prompts[i] for i in part], spec.objective)
+            if not any(sample.advantage for sample in batch):
+                continue
+            new = self._step(batch, learning_rate, self._policy_loss)
+            # Only before the first step is the learner's policy the one that sampled.
+            figures = figures or new
+            updates += 1
+        return {**figures, "updates": updates, "learning_rate": learning_rate}
+
+    def pretrain(self, stage: PretrainStage, steps: range, run_seed: int) -> dict[str, float]:
+        """Optimizer steps `steps` of a pretrain stage; mean figures of the last one."""
+        from trainer.batches import Sample
+        from trainer.corpus import Corpus
+        from trainer.schedule import learning_rate
+
+        if self._corpus is None:
+            self._corpus = Corpus(self._task, self._tokenizer, self._pools["heldout"], run_seed)
+        figures: dict[str, float] = {}
+        for step in steps:
+            examples = self._corpus.batch(step, stage.batch_examples)
+            weight = 1 / sum(len(ids) - start for ids, start in examples)
+            batch = [
+                Sample(np.asarray(ids, np.int64), start, np.zeros(len(ids) - start, np.float32), 1.0, weight)
+                for ids, start in examples
+            ]
+            rate = learning_rate(stage.learning_rate, "cosine", step, stage.steps, max(stage.steps // 20, 1), floor=0.1)
+            figures = self._step(batch, rate, self._language_loss)
+        return figures
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments, as a new stage with another loss should."""
+        import torch
+
+        base = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        for state in base.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+
+    # Weights.
+
+    def publish(self, workers: Sequence[Any], version: int, timeout_s: float) -> float:
+        """Send the weights to every engine under `version`; gives the bytes sent.
+
+        At most two buckets exist at a time. Under ZeRO-3 every rank enters every gather and stays until rank 0 has
+        copied the bucket. Raises RuntimeError when an engine's checksum of a bucket differs from ours.
+        """
+        import ray
+
+        from actors.buckets import checksum, pack, partition
+
+        named = [(name.removeprefix("model."), p) for name, p in self._engine.module.named_parameters()]
+        width = self._dtype.itemsize
+        sizes = [getattr(p, "ds_numel", p.numel()) * width for _, p in named]
+        buckets = partition(sizes, self._config.bucket_bytes)
+        in_flight: deque[tuple[int, list[Any]]] = deque()
+        for i, span in enumerate(buckets):
+            members = [named[j] for j in span]
+            with self._gathered([p for _, p in members]):
+                if self._rank:
+                    continue
+                if len(in_flight) == 2:
+                    _settle(in_flight.popleft(), timeout_s)
+                bucket = pack(members, self._dtype)
+                ref = ray.put(bucket)
+                last = version if i == len(buckets) - 1 else None
+                calls = [worker.load.remote([ref], i == 0, last) for worker in workers]
+                del ref
+                in_flight.append((checksum(bucket), calls))
+        while in_flight:
+            _settle(in_flight.popleft(), timeout_s)
+        return float(sum(sizes))
+
+    def save(self, directory: str) -> None:
+        """Write this rank's part of a checkpoint."""
+        self._engine.save_checkpoint(directory, tag="learner", save_latest=False)
+
+    def load(self, directory: str) -> None:
+        """Read what `save` wrote, with the same ranks and ZeRO stage."""
+        self._engine.load_checkpoint(directory, tag="learner")
+
+    def export(self, directory: str) -> None:
+        """Write the policy in Hugging Face format."""
+        model = self._engine.module.model
+        parameters = list(model.parameters())
+        with self._gathered(parameters):
+            if self._rank == 0:
+                Path(directory).mkdir(parents=True, exist_ok=True)
+                model.save_pretrained(
+                    directory, state_dict={k: v.detach().cpu() for k, v in model.state_dict().items()}
+                )
+                self._tokenizer.save_pretrained(directory)
+
+    # Inside.
+
+    def _gathered(self, parameters: list[Any]) -> Any:
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(
+            parameters, modifier_rank=None, enabled=self._config.spec.zero_stage == 3
+        )
+
+    def _micro_batches(self, batch: Sequence[Any]) -> Iterator[Any]:
+        from trainer.batches import collate, split
+
+        lengths = [len(sample.token_ids) for sample in batch]
+        for rows in split(lengths, self._config.spec.micro_batch_tokens, self._ranks)[self._rank]:
+            yield collate([batch[i] for i in rows], self._pad_id).to(self._device)
+
+    def _policy_loss(self, micro: Any) -> tuple[Any, Any, Any]:
+        from trainer.objectives import token_losses
+
+        logprobs, entropy = self._engine(micro.token_ids, micro.targets)
+        # With one step per batch the policy that samples is the one that learns: the ratio is 1 by definition, and the
+        # engine's rounding must not enter it.
+        old = micro.logprobs if self._config.spec.minibatches > 1 else logprobs.detach()
+        losses = token_losses(self._config.spec.objective, logprobs, old, micro.advantages)
+        return losses, (logprobs.detach() - micro.logprobs).abs(), entropy
+
+    def _language_loss(self, micro: Any) -> tuple[Any, Any, Any]:
+        import torch
+
+        logprobs, entropy = self._engine(micro.token_ids, micro.targets, 1.0)
+        return -logprobs, torch.zeros_like(entropy), entropy
+
+    def _step(self, batch: Sequence[Any], learning_rate: float, loss_of: Any) -> dict[str, float]:
+        """Forward and backward over this rank's micro-batches, then one optimizer step."""
+        import torch
+
+        totals = torch.zeros(5, dtype=torch.float64)
+        for micro in self._micro_batches(batch):
+            losses, gaps, entropy = loss_of(micro)
+            loss = (losses * micro.weights).sum()
+            # DeepSpeed averages gradients over the ranks; the weights are already those of the whole batch.
+            self._engine.backward(loss * self._ranks)
+            real = micro.weights > 0
+            totals[0] += loss.item()
+            totals[1] += gaps[real].sum().item()
+            totals[2] += entropy[real].sum().item()
+            totals[3] += int(real.sum())
+            totals[4] = max(totals[4].item(), gaps[real].max().item() if real.any() else 0.0)
+        loss_sum, gap_sum, entropy_sum, tokens, gap_max = self._over_ranks(totals)
+        if not np.isfinite(loss_sum):
+            raise FloatingPointError(f"the loss is {loss_sum}; no step was taken")
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return {
+            "loss": loss_sum,
+            "grad_norm": float(self._engine.get_global_grad_norm() or 0.0),
+            "logprob_gap_mean": gap_sum / max(tokens, 1),
+            "logprob_gap_max": gap_max,
+            "entropy": entropy_sum / max(tokens, 1),
+        }
+
+    def _over_ranks(self, totals: Any) -> list[float]:
+        """Sums over the ranks, and the maximum of the last entry."""
+        if self._ranks > 1:
+            import torch.distributed as dist
+
+            every = [totals.new_zeros(5) for _ in range(self._ranks)]
+            dist.all_gather(every, totals) if self._config.device == "cpu" else dist.all_gather_object(every, totals)
+            last = max(t[4] for t in every)
+            totals = sum(every)
+            totals[4] = last
+        return totals.tolist()
+
+
+def _settle(bucket: tuple[int, list[Any]], timeout_s: float) -> None:
+    """Wait until every engine has loaded a bucket, and compare checksums."""
+    import ray
+
+    digest, calls = bucket
+    for i, seen in enumerate(ray.get(calls, timeout=timeout_s)):
+        if seen != digest:
+            raise RuntimeError(f"engine {i} loaded a bucket with checksum {seen:016x}, sent was {digest:016x}")
+
+
+def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
+    spec = config.spec
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # Micro-batches vary in number, so step() is the boundary.
+        "managed_gradient_accumulation": False,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": spec.learning_rate,
+                "betas": list(spec.adam_betas),
+                "weight_decay": spec.weight_decay,
+                "torch_adam": config.device == "cpu",
+            },
+        },
+        "gradient_clipping": spec.max_grad_norm,
+        "zero_optimization": {"stage": spec.zero_stage, "overlap_comm": False},
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }

@@ -1,0 +1,15 @@
+"""What tailrace adds to vLLM, in every vLLM process (entry point group `vllm.general_plugins`).
+
+Everything that leans on vLLM's internals lives in this file, `engine.py` and `transfer.py`.
+"""
+
+BACKEND = "ray_object_store"
+"""Name under which our weight-transfer engine is registered."""
+
+
+def register() -> None:
+    """Register the weight-transfer engine; vLLM may call this more than once per process."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "actors.transfer", "ObjectStoreTransferEngine")

@@ -1,0 +1,175 @@
+"""The rollout worker: one vLLM engine in a Ray actor, fed with groups at any time, giving back each one when finished.
+
+One thread owns the engine and steps it while there is work; actor calls only exchange messages with it. Hence a call
+never waits for a step, and weights change between steps only. Invariants: every accepted group comes back exactly once
+through `collect`; nothing is generated unless the version asked for is the version in service.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actors.engine import Engine, EngineConfig, Response
+from actors.logs import send_output_to_log
+from actors.requests import GroupRequest, Sampling
+from actors.seeds import derive_seed
+from trainer.spec import TaskSpec
+from trainer.types import Group, Prompt
+
+
+@dataclass
+class _OpenGroup:
+    request: GroupRequest
+    sampling: Sampling
+    responses: dict[int, Response] = field(default_factory=dict)
+
+
+class RolloutWorker:
+    """Runs inside Ray as `ray.remote(RolloutWorker)` with room for a few concurrent calls."""
+
+    def __init__(self, config: EngineConfig, task: TaskSpec, pools: dict[str, list[Prompt]], run_seed: int) -> None:
+        send_output_to_log()
+        self._pools = pools
+        self._run_seed = run_seed
+        self._open: dict[str, _OpenGroup] = {}
+        self._finished: queue.SimpleQueue[Group | BaseException] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
+        self._busy_s = 0.0
+        self._ready: Future = Future()
+        threading.Thread(target=self._own_engine, args=(config, task), daemon=True, name="engine").start()
+
+    # Calls from outside.
+
+    def ready(self) -> dict[str, Any]:
+        """Wait for the engine; its versions."""
+        return self._ready.result()
+
+    def submit(self, requests: list[GroupRequest], sampling: Sampling) -> None:
+        """Accept groups. All of one call are queued before the next step, in order."""
+        self._call(self._admit, requests, sampling)
+
+    def collect(self, timeout_s: float) -> tuple[list[Group], float]:
+        """Wait up to `timeout_s` for a finished group, then give all that are finished, and the seconds that the
+        engine was stepped since the last call."""
+        groups: list[Group] = []
+        try:
+            item = self._finished.get(timeout=timeout_s)
+            while True:
+                if isinstance(item, BaseException):
+                    raise item
+                groups.append(item)
+                item = self._finished.get_nowait()
+        except queue.Empty:
+            busy_s, self._busy_s = self._busy_s, 0.0
+            return groups, busy_s
+
+    def load(self, refs: list[Any], first: bool, last_version: int | None) -> int:
+        """One bucket of a publish: opens the update before the first, closes it after the last; gives its checksum."""
+        return self._call(self._load, refs[0], first, last_version)
+
+    def weight_version(self) -> int:
+        return self._call(lambda: self._engine.weight_version)
+
+    # The engine's thread.
+
+    def _call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        done: Future = Future()
+        self._calls.put((fn, args, done))
+        return done.result()
+
+    def _own_engine(self, config: EngineConfig, task: TaskSpec) -> None:
+        try:
+            self._engine = Engine(config)
+            from trainer.models import load_tokenizer
+            from trainer.verifiers import Grader
+
+            self._tokenizer = load_tokenizer(config.model_dir)
+            self._grade = Grader(task)
+            self._engine.warm_up()
+        except BaseException as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(self._engine.versions())
+        while True:
+            self._serve_calls()
+            if self._engine.busy:
+                started = time.perf_counter()
+                self._step()
+                self._busy_s += time.perf_counter() - started
+
+    def _serve_calls(self) -> None:
+        """Answer what has come in; with nothing to generate, wait for the next call."""
+        while not (self._calls.empty() and self._engine.busy):
+            fn, args, done = self._calls.get()
+            try:
+                done.set_result(fn(*args))
+            except BaseException as error:
+                done.set_exception(error)
+
+    def _admit(self, requests: list[GroupRequest], sampling: Sampling) -> None:
+        for request in requests:
+            if request.weight_version != self._engine.weight_version:
+                raise RuntimeError(
+                    f"group {request.id} asks for weight version {request.weight_version}, "
+                    f"version {self._engine.weight_version} is in service"
+                )
+            if request.id in self._open:
+                continue
+            self._open[request.id] = _OpenGroup(request, sampling)
+            prompt = self._pools[sampling.pool][request.prompt]
+            for sample in range(request.rollouts):
+                self._engine.add(
+                    f"{request.id}:{sample}",
+                    list(prompt.token_ids),
+                    max_tokens=sampling.max_tokens,
+                    temperature=sampling.temperature,
+                    seed=derive_seed(self._run_seed, sampling.pool, request.epoch, prompt.id, sample),
+                    logprobs=sampling.pool == "train",
+                )
+
+    def _step(self) -> None:
+        try:
+            for request_id, response in self._engine.step():
+                group_id, _, sample = request_id.rpartition(":")
+                group = self._open[group_id]
+                group.responses[int(sample)] = response
+                if len(group.responses) == group.request.rollouts:
+                    self._finished.put(self._close(self._open.pop(group_id)))
+        except BaseException as error:
+            # The failed epoch is over for this worker: drop what is left of it, so that the actor stays answerable.
+            self._finished.put(error)
+            self._engine.abort_all(
+                [f"{g.request.id}:{i}" for g in self._open.values() for i in range(g.request.rollouts)]
+            )
+            self._open.clear()
+
+    def _close(self, group: _OpenGroup) -> Group:
+        request = group.request
+        prompt = self._pools[group.sampling.pool][request.prompt]
+        responses = [group.responses[i] for i in range(request.rollouts)]
+        texts = self._tokenizer.batch_decode([r.token_ids for r in responses], skip_special_tokens=True)
+        return Group(
+            id=request.id,
+            epoch=request.epoch,
+            prompt=request.prompt,
+            weight_version=request.weight_version,
+            token_ids=np.concatenate([r.token_ids for r in responses]),
+            logprobs=np.concatenate([r.logprobs for r in responses]),
+            lengths=np.array([len(r.token_ids) for r in responses], np.int32),
+            rewards=np.array([self._grade(prompt, text) for text in texts], np.float64),
+            truncated=np.array([r.truncated for r in responses]),
+        )
+
+    def _load(self, ref: Any, first: bool, last_version: int | None) -> int:
+        if first:
+            self._engine.start_weight_update()
+        digest = self._engine.load_bucket(ref)
+        if last_version is not None:
+            self._engine.finish_weight_update(last_version)
+        return digest

@@ -1,0 +1,68 @@
+"""The receiving end of a weight publish: a vLLM weight-transfer engine that loads buckets from the Ray object store.
+
+vLLM drives the phases (start, update per bucket, finish); a bucket is an object reference, so the bytes stay in shared
+memory until the model's own weight loaders copy them out. Works on any device.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from actors.buckets import unpack
+
+
+@dataclass
+class ObjectStoreInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: every bucket describes itself."""
+
+
+@dataclass
+class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
+    refs: list[Any] = field(default_factory=list)
+    """Ray references of buckets, in a list so that Ray does not resolve them on the way."""
+
+
+class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
+    init_info_cls = ObjectStoreInitInfo
+    update_info_cls = ObjectStoreUpdateInfo
+
+    def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            self._repack_tied_heads()
+
+    def _repack_tied_heads(self) -> None:
+        """On CPU an output head keeps a packed copy of its weights; one tied to the embedding receives no weights of its
+        own, so vLLM leaves that copy at the version before."""
+        embeddings = {m.weight.data_ptr() for m in self.model.modules() if type(m) is VocabParallelEmbedding}
+        for head in self.model.modules():
+            if isinstance(head, VocabParallelEmbedding) and head.weight.data_ptr() in embeddings:
+                head.quant_method.process_weights_after_loading(head)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
+        import ray
+
+        for ref in update_info.refs:
+            self.model.load_weights(unpack(ray.get(ref)))
+
+    def shutdown(self) -> None:
+        pass

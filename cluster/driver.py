@@ -1,0 +1,295 @@
+"""The driver: carries out a spec, stage by stage and epoch by epoch, and leaves a run directory that can be resumed.
+
+An epoch is decide, roll out, learn, publish, record; `Driver._epoch` reads in that order. What makes it survive a kill
+at any moment: decisions are pure functions of the checkpointed state, the rollouts of every finished rollout phase are
+on disk, and a learner step is a pure function of both. So `resume` goes back to the newest checkpoint and repeats the
+epochs since then from their stored rollouts; only a rollout phase that had not finished is sampled again, with the same
+ids and seeds.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.requests import GroupRequest, Sampling
+from cluster.checkpoint import RunDirectory, load_state, save_state, write_atomically
+from cluster.display import Display
+from cluster.errors import RunFailed
+from cluster.metrics import Metrics
+from cluster.placement import Actors, wait
+from cluster.rollouts import Rollouts
+from cluster.spec import Spec
+from cluster.summary import Counters, Stopwatch, metrics_row, summary
+from trainer.evaluation import summarize
+from trainer.schedule import learning_rate
+from trainer.spec import EvaluateStage, PretrainStage, RLStage
+from trainer.tasks import Pools
+from trainer.types import Group
+
+PRETRAIN_CHUNK_S = 1.0
+"""Pre-training is asked for in pieces of about this long, so that progress shows and Ctrl-C is heard."""
+
+
+class Driver:
+    def __init__(
+        self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, display: Display,
+        stop_requested: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
+        self.metrics, self.display, self.stop_requested = metrics, display, stop_requested
+        self.rollouts = Rollouts(spec, actors.workers, self._check_stop)
+        self.counters = Counters()
+        self.version = 0  # of the learner's weights
+        self.serving = 0  # on every engine
+        self.stage_index = 0
+        self.stage_done = 0  # units (steps or epochs) of the current stage
+        self.epoch = 0  # RL epochs decided so far, over all stages
+        self.evaluations: list[dict] = []
+        self._wall = time.perf_counter()
+
+    # Stages.
+
+    def run_stages(self) -> dict[str, Any]:
+        self._restore()
+        for index in range(self.stage_index, len(self.spec.recipe)):
+            if index != self.stage_index:
+                self.stage_index, self.stage_done = index, 0
+            stage = self.spec.recipe[index]
+            self.run.journal("stage_started", index=index, stage=stage.stage, done=self.stage_done)
+            if isinstance(stage, PretrainStage):
+                self._pretrain(stage)
+            elif isinstance(stage, RLStage):
+                self._reinforce(stage)
+            elif isinstance(stage, EvaluateStage):
+                self._evaluate()
+        self._learner("export", str(self.run.models / "policy"))
+        self.run.journal("run_finished", epochs=self.epoch, spent_rollouts=self.counters.rollouts)
+        self._count_wall()
+        sampled = sum(sum(e["rollouts"]) for e in self.run.events() if e["event"] == "decided")
+        result = summary(self.spec, self.counters, self.evaluations, self.epoch, self.actors.versions, sampled)
+        write_atomically(self.run.path / "summary.json", json.dumps(result, indent=1))
+        return result
+
+    def _pretrain(self, stage: PretrainStage) -> None:
+        self.display.stage("pretrain", stage.steps, "steps", self.stage_done)
+        chunk, since = 5, self.stage_done
+        while self.stage_done < stage.steps:
+            self._check_stop()
+            count = min(chunk, stage.steps - self.stage_done, self.spec.run.checkpoint_every_steps)
+            began = time.perf_counter()
+            steps = range(self.stage_done, self.stage_done + count)
+            figures = self._learner("pretrain", stage, steps, self.spec.run.seed)[0]
+            elapsed = time.perf_counter() - began
+            self.counters.pretrain_s += elapsed
+            chunk = max(1, round(count * PRETRAIN_CHUNK_S / elapsed))
+            self.stage_done += count
+            self.display.advance(self.stage_done, loss=figures["loss"])
+            if self.stage_done - since >= self.spec.run.checkpoint_every_steps and self.stage_done < stage.steps:
+                since = self.stage_done
+                self._checkpoint()
+        self.version += 1
+        self._learner("reset_optimizer")
+        self._finish_stage()
+
+    def _reinforce(self, stage: RLStage) -> None:
+        self.display.stage("rl", stage.epochs, "epochs", self.stage_done)
+        exhausted = False
+        while self.stage_done < stage.epochs and not exhausted:
+            self._check_stop()
+            exhausted = self._epoch()
+            self.stage_done += 1
+            if self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
+                self._checkpoint()
+        self._finish_stage()
+
+    def _evaluate(self) -> None:
+        spec = self.spec.evaluation
+        prompts = self.pools.heldout
+        self.display.stage("evaluate", len(prompts), "prompts")
+        self._check_stop()
+        self._serve_current_weights()
+        requests = [
+            GroupRequest(f"eval-{self.stage_index}/{i}", self.stage_index, i, spec.samples_per_prompt, self.version)
+            for i in range(len(prompts))
+        ]
+        sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
+        began = time.perf_counter()
+        groups = self.rollouts.sample(requests, sampling, self.run.journal, self.display.advance)
+        self.counters.idle_s += self.rollouts.take_idle_s()
+        self.counters.evaluate_s += time.perf_counter() - began
+        result = {"stage": self.stage_index, "weight_version": self.version, **summarize(groups, prompts, spec.k)}
+        self.evaluations.append(result)
+        self.run.journal("evaluated", **result)
+        self.display.advance(len(prompts), reward=result["pass@1"])
+        self._finish_stage()
+
+    def _finish_stage(self) -> None:
+        """The position moves behind the stage before the checkpoint, so that a resumed run does not repeat it."""
+        self.run.journal("stage_finished", index=self.stage_index)
+        self.stage_index, self.stage_done = self.stage_index + 1, 0
+        self._checkpoint()
+
+    # One epoch.
+
+    def _epoch(self) -> bool:
+        """One decision and what follows from it; true when the budget is spent."""
+        clock = Stopwatch()
+        epoch = self.epoch
+        allocation = self._allocator("decide", epoch)
+        prompts, sizes = allocation.prompts.tolist(), allocation.rollouts.tolist()
+        clock.lap("decide_s")
+
+        stored = self.run.load_groups(epoch)
+        if stored is None:
+            self._serve_current_weights()
+            clock.lap("publish_s")
+            groups = self._roll_out(epoch, prompts, sizes)
+            clock.lap("rollout_s")
+            self.run.save_groups(
+                epoch, groups, {"prompts": prompts, "rollouts": sizes, "rollout_s": clock.laps["rollout_s"]}
+            )
+            self.run.journal(
+                "rolled_out",
+                epoch=epoch,
+                rollouts=sum(map(len, groups)),
+                reward_sums=[float(g.rewards.sum()) for g in groups],
+            )
+        else:
+            groups, extra = stored
+            if [extra["prompts"], extra["rollouts"]] != [prompts, sizes]:
+                raise RunFailed(
+                    f"{self.run.path}: epoch {epoch} was decided differently before; the run cannot be resumed"
+                )
+            clock.laps["rollout_s"] = extra["rollout_s"]
+            clock.lap("other_s")
+
+        successes = np.array([group.rewards.sum() for group in groups])
+        failures = np.array([len(group) for group in groups]) - successes
+        observed = self.actors.allocator.observe.remote(epoch, allocation.prompts, successes, failures)
+        self.counters.count(groups)
+        clock.lap("decide_s")
+
+        figures = self._learn(groups)
+        clock.lap("learn_s")
+        budget, exhausted = self._wait_allocator(observed, "observe")
+        clock.lap("decide_s")
+        self._record(epoch, groups, figures, budget, clock)
+        return exhausted
+
+    def _roll_out(self, epoch: int, prompts: list[int], sizes: list[int]) -> list[Group]:
+        ids = [self.pools.train[p].id for p in prompts]
+        self.run.journal("decided", epoch=epoch, weight_version=self.version, prompts=ids, rollouts=sizes)
+        requests = [
+            GroupRequest(f"{epoch}/{pid}", epoch, p, n, self.version)
+            for pid, p, n in zip(ids, prompts, sizes, strict=True)
+        ]
+        rollout = self.spec.rollout
+        sampling = Sampling("train", rollout.max_response_tokens, rollout.temperature)
+        groups = self.rollouts.sample(requests, sampling, self.run.journal)
+        self.counters.idle_s += self.rollouts.take_idle_s()
+        return groups
+
+    def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
+        """An update on all groups; without any, or without any difference in reward, the weights stay as they are."""
+        if not groups:
+            return {"updates": 0}
+        import ray
+
+        spec = self.spec.learner
+        total = self.spec.rl_epochs
+        rate = learning_rate(spec.learning_rate, spec.schedule, self.epoch, total, spec.warmup_steps)
+        figures = self._learner("update", ray.put(list(groups)), rate)[0]
+        self.counters.updates += int(figures["updates"])
+        self.version += 1 if figures["updates"] else 0
+        return figures
+
+    def _serve_current_weights(self) -> None:
+        """Publish the learner's weights unless every engine has them; no engine gets work under another version."""
+        if self.serving == self.version:
+            return
+        workers, limit = self.actors.workers, self.spec.limits.publish_timeout_s
+        calls = [r.publish.remote(list(workers.values()), self.version, limit) for r in self.actors.ranks]
+        sent = wait(calls, limit, f"weights of version {self.version} to be in service")[0]
+        self.serving = self.version
+        self.run.journal("published", weight_version=self.version, bytes=int(sent), engines=len(workers))
+
+    def _record(self, epoch: int, groups: list[Group], figures: dict, budget: dict, clock: "Stopwatch") -> None:
+        """The epoch is over: its row of metrics, the display, the counters."""
+        self.epoch += 1
+        self.counters.add_laps(clock.laps)
+        row = metrics_row("rl", epoch, groups, self.pools.train, figures, budget, self.version, clock.laps)
+        self.run.add_metrics(row)
+        self.metrics.observe_epoch(row)
+        self.display.advance(
+            self.stage_done + 1, epoch=epoch, spent=row["spent_rollouts"], reward=row["reward_mean"],
+            effective_share=row["effective_share"], tokens_per_s=row["time"]["tokens_per_s"],
+        )  # fmt: skip
+
+    # Checkpoints.
+
+    def _checkpoint(self) -> None:
+        number = self.counters.checkpoints
+        self.counters.checkpoints += 1
+        self._count_wall()
+        manifest = {
+            "stage_index": self.stage_index,
+            "stage_done": self.stage_done,
+            "epoch": self.epoch,
+            "weight_version": self.version,
+            "evaluations": self.evaluations,
+            "counters": self.counters.to_dict(),
+        }
+
+        def write(directory: Path) -> None:
+            self._learner("save", str(directory))
+            if self.actors.allocator is not None:
+                save_state(directory / "allocator.safetensors", self._allocator("state_dict"))
+
+        path = self.run.save_checkpoint(number, self.spec.run.keep_checkpoints, manifest, write)
+        oldest = self.run.oldest_manifest()
+        self.run.drop_rollouts_before(oldest["epoch"] if oldest else 0)
+        self.run.journal("checkpoint", path=path.name, stage=self.stage_index, done=self.stage_done, epoch=self.epoch)
+
+    def _restore(self) -> None:
+        """Go back to the newest checkpoint, if there is one; rows of metrics that will be written again are dropped."""
+        found = self.run.newest_checkpoint()
+        if found is None:
+            self.run.keep_metrics(lambda row: False)
+            return
+        path, manifest = found
+        self._learner("load", str(path))
+        if self.actors.allocator is not None:
+            self._allocator("load_state_dict", load_state(path / "allocator.safetensors"))
+        self.stage_index, self.stage_done = manifest["stage_index"], manifest["stage_done"]
+        self.epoch, self.version = manifest["epoch"], manifest["weight_version"]
+        self.evaluations = manifest["evaluations"]
+        self.counters = Counters.from_dict(manifest["counters"])
+        self.run.keep_metrics(lambda row: row["epoch"] < self.epoch)
+        self.display.note(f"continues from checkpoint {path.name}: stage {self.stage_index}, epoch {self.epoch}")
+
+    def _check_stop(self) -> None:
+        if self.stop_requested():
+            self._checkpoint()
+            self.run.journal("interrupted", epoch=self.epoch)
+            raise KeyboardInterrupt
+
+    def _count_wall(self) -> None:
+        now = time.perf_counter()
+        self.counters.wall_s += now - self._wall
+        self._wall = now
+
+    # Calls.
+
+    def _learner(self, method: str, *args: Any) -> list[Any]:
+        calls = [getattr(rank, method).remote(*args) for rank in self.actors.ranks]
+        return wait(calls, self.spec.limits.learn_timeout_s, f"learner: {method}")
+
+    def _allocator(self, method: str, *args: Any) -> Any:
+        return self._wait_allocator(getattr(self.actors.allocator, method).remote(*args), method)
+
+    def _wait_allocator(self, call: Any, method: str) -> Any:
+        return wait([call], self.spec.limits.learn_timeout_s, f"allocator: {method}")[0]

@@ -1,0 +1,5 @@
+"""How a run ends badly, apart from what the user gave wrong (`trainer.types.BadInput`)."""
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says what failed and where the run was left. The command line exits 1."""

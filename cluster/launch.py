@@ -1,0 +1,118 @@
+"""Starting and resuming runs: everything around the driver. Checks the user's input first, then starts actors, and
+turns Ctrl-C and SIGTERM into a request that the driver hears between phases.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from actors.seeds import derive_seed
+from cluster.checkpoint import RunDirectory, write_atomically
+from cluster.display import Display
+from cluster.driver import Driver
+from cluster.metrics import Metrics
+from cluster.placement import Cluster
+from cluster.spec import Spec, dump_spec, load_spec
+from trainer.models import load_tokenizer, prepare_model
+from trainer.tasks import Pools, build_pools
+from trainer.types import BadInput
+from trainer.verifiers import Grader
+
+
+def train(spec: Spec, run_dir: Path, display: Display) -> dict[str, Any]:
+    """Carry out a spec from its first stage; gives what is written to summary.json.
+
+    Raises BadInput before anything is started, RunFailed when the run cannot go on, KeyboardInterrupt after Ctrl-C or
+    SIGTERM, when a checkpoint has been written.
+    """
+    run = RunDirectory(run_dir)
+    _refuse_foreign(run, spec)
+    prepared = Prepared(spec, run)
+    run.create()
+    write_atomically(run.path / "spec.yaml", dump_spec(spec))
+    run.journal("run_started", name=spec.run.name, seed=spec.run.seed)
+    return _carry_out(spec, run, prepared, display)
+
+
+def resume(run_dir: Path, display: Display) -> dict[str, Any]:
+    """Continue a run from its newest checkpoint. Raises as `train` does."""
+    run = RunDirectory(run_dir)
+    spec = load_spec(run.path / "spec.yaml")
+    if (run.path / "summary.json").is_file():
+        raise BadInput(f"{run.path}: this run is finished, there is nothing to resume")
+    run.mend_lines()
+    prepared = Prepared(spec, run)
+    run.create()
+    run.journal("run_resumed")
+    return _carry_out(spec, run, prepared, display)
+
+
+class Prepared:
+    """What a run needs before any actor starts; building it finds every fault in the user's input."""
+
+    def __init__(self, spec: Spec, run: RunDirectory) -> None:
+        gpu = spec.cluster.gpus_per_rollout_worker or spec.cluster.gpus_per_learner_rank
+        self.dtype = spec.model.dtype if spec.model.dtype != "auto" else "bfloat16" if gpu else "float32"
+        start = run.models / "start"
+        self.model_dir = str(prepare_model(spec.model, start, derive_seed(spec.run.seed, "model") % 2**32, self.dtype))
+        Grader(spec.task)
+        longest = spec.model.context_tokens - spec.rollout.max_response_tokens
+        self.pools: Pools = build_pools(spec.task, load_tokenizer(Path(self.model_dir)), longest)
+
+
+def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
+    """A run directory belongs to one spec, and `train` starts a run only once."""
+    path = run.path / "spec.yaml"
+    if not path.is_file():
+        return
+    if path.read_text(encoding="utf-8") != dump_spec(spec):
+        raise BadInput(f"{run.path}: this run directory belongs to another spec; choose another run.name or --run-dir")
+    if (run.path / "summary.json").is_file():
+        raise BadInput(f"{run.path}: this run is finished; choose another run.name or --run-dir to run it again")
+    raise BadInput(f"{run.path}: this run was started before; continue it with: tailrace resume {run.path}")
+
+
+def _carry_out(spec: Spec, run: RunDirectory, prepared: Prepared, display: Display) -> dict[str, Any]:
+    with (
+        contextlib.closing(_metrics(spec)) as metrics,
+        Cluster(spec, run, prepared.model_dir, prepared.dtype) as cluster,
+        # After Ray has started, because Ray puts handlers of its own in place.
+        _stop_on_signals() as stop,
+    ):
+        display.note(f"metrics at http://127.0.0.1:{metrics.port}/metrics")
+        display.stage("start", 1, "cluster")
+        pools = {"train": prepared.pools.train, "heldout": prepared.pools.heldout}
+        driver = Driver(spec, run, prepared.pools, cluster.start(pools), metrics, display, stop.is_set)
+        display.advance(1)
+        return driver.run_stages()
+
+
+def _metrics(spec: Spec) -> Metrics:
+    try:
+        return Metrics(spec.cluster.metrics_port, spec.allocator.budget_rollouts if spec.allocator else 0)
+    except OSError as error:
+        raise BadInput(f"cluster.metrics_port = {spec.cluster.metrics_port}: {error}") from None
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Turns SIGINT and SIGTERM into an event that the driver looks at between phases; a second one interrupts at once."""
+    stop = threading.Event()
+
+    def request(signum: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,127 @@
+"""The driver's Prometheus endpoint, fed with the rows of metrics.jsonl. The names are a contract: dashboards and alerts
+use them. `METRICS` is the one list of them; `python -m cluster.metrics` prints the table of docs/metrics.md.
+
+Gauges state the newest epoch; counters start at zero in every process, a resumed run included, as Prometheus expects.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
+
+STOP_TIMEOUT_S = 5.0
+"""Longest wait for the endpoint's thread to end."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`row` is the key of the metrics row that feeds it, None for what the driver reports otherwise."""
+
+    name: str
+    kind: type[Counter] | type[Gauge]
+    help: str
+    row: str | None = None
+    label: str | None = None
+
+
+METRICS = (
+    Metric("tailrace_stage_info", Gauge, "1 for the stage that the run is in.", "stage", "stage"),
+    Metric("tailrace_epoch", Gauge, "Newest epoch.", "epoch"),
+    Metric("tailrace_groups_total", Counter, "Groups sampled.", "groups"),
+    Metric("tailrace_rollouts_total", Counter, "Responses sampled.", "rollouts"),
+    Metric("tailrace_tokens_total", Counter, "Response tokens sampled.", "tokens"),
+    Metric("tailrace_budget_rollouts", Gauge, "Rollouts that the run may spend."),
+    Metric("tailrace_spent_rollouts", Gauge, "Rollouts spent, those before a resume included.", "spent_rollouts"),
+    Metric("tailrace_price", Gauge, "Dual price of the budget, normalised to [0, 1].", "price"),
+    Metric("tailrace_reward_mean", Gauge, "Mean reward of the epoch's rollouts.", "reward_mean"),
+    Metric("tailrace_family_reward_mean", Gauge, "Mean reward of the family's rollouts.", "families", "family"),
+    Metric("tailrace_effective_group_ratio", Gauge, "Share of groups whose rewards differ.", "effective_share"),
+    Metric("tailrace_response_tokens_mean", Gauge, "Mean length of a response in tokens.", "response_tokens_mean"),
+    Metric("tailrace_truncated_ratio", Gauge, "Share of responses cut at the length limit.", "truncated_share"),
+    Metric("tailrace_loss", Gauge, "Policy loss.", "loss"),
+    Metric("tailrace_grad_norm", Gauge, "Global gradient norm before clipping.", "grad_norm"),
+    Metric("tailrace_learning_rate", Gauge, "Learning rate of the newest update.", "learning_rate"),
+    Metric("tailrace_entropy_nats", Gauge, "Mean entropy of the policy per token.", "entropy"),
+    Metric(
+        "tailrace_logprob_gap_mean_nats",
+        Gauge,
+        "Mean absolute difference between the learner's and the engine's log-probability of a token.",
+        "logprob_gap_mean",
+    ),
+    Metric("tailrace_logprob_gap_max_nats", Gauge, "Largest such difference of the epoch.", "logprob_gap_max"),
+    Metric("tailrace_weight_version", Gauge, "Version of the weights in service.", "weight_version"),
+    Metric(
+        "tailrace_phase_seconds_total",
+        Counter,
+        "Wall time by phase: decide, rollout, learn, publish, other.",
+        "time",
+        "phase",
+    ),
+    Metric("tailrace_tokens_per_second", Gauge, "Response tokens per second of the epoch's rollout phase."),
+    Metric("tailrace_restarts_total", Counter, "Actors restarted after a failure.", None, "role"),
+)
+
+
+class Metrics:
+    """An endpoint of its own on the loopback interface; `port` is the one it listens on.
+
+    `port` 0 picks a free one. Raises OSError when the port is taken.
+    """
+
+    def __init__(self, port: int = 0, budget_rollouts: int = 0) -> None:
+        disable_created_metrics()  # a second series per counter that nobody reads
+        self.registry = CollectorRegistry()
+        self._of: dict[str, Any] = {
+            m.name: m.kind(m.name, m.help, [m.label] if m.label else [], registry=self.registry) for m in METRICS
+        }
+        self._of["tailrace_budget_rollouts"].set(budget_rollouts)
+        self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        self.port: int = self._server.server_port
+
+    def observe_epoch(self, row: Mapping[str, Any]) -> None:
+        """Take in a row of metrics.jsonl; keys that are missing or None leave their metric as it was."""
+        for metric in METRICS:
+            value = row.get(metric.row) if metric.row else None
+            if value is not None:
+                self._observe(metric, value)
+        if (speed := row.get("time", {}).get("tokens_per_s")) is not None:
+            self._of["tailrace_tokens_per_second"].set(speed)
+
+    def restarted(self, role: str) -> None:
+        """An actor of this role (`rollout`, `learner`) came back after a failure."""
+        self._of["tailrace_restarts_total"].labels(role).inc()
+
+    def close(self) -> None:
+        """Stop the endpoint and free its port; may be called twice."""
+        self._server.shutdown()
+        self._thread.join(STOP_TIMEOUT_S)
+        self._server.server_close()
+
+    def _observe(self, metric: Metric, value: Any) -> None:
+        family = self._of[metric.name]
+        if metric.name == "tailrace_stage_info":
+            family.clear()
+            family.labels(value).set(1)
+        elif metric.name == "tailrace_phase_seconds_total":
+            for key, seconds in value.items():
+                if key != "tokens_per_s":
+                    family.labels(key.removesuffix("_s")).inc(seconds)
+        elif metric.label:
+            for label, number in value.items():
+                family.labels(label).set(number)
+        elif metric.kind is Counter:
+            family.inc(value)
+        else:
+            family.set(value)
+
+
+def table() -> str:
+    """The metrics as a Markdown table."""
+    rows = [(f"`{m.name}`", m.kind.__name__.lower(), f"`{m.label}`" if m.label else "", m.help) for m in METRICS]
+    lines = ["| name | kind | label | meaning |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,219 @@
+"""Ray, the bundles, and the actors in them. Every wait has a deadline and names what it waits for."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.allocator import AllocatorActor
+from actors.engine import EngineConfig
+from actors.learner import LearnerConfig, LearnerRank
+from actors.rollout import RolloutWorker
+from actors.seeds import derive_seed
+from cluster.bundles import bundles
+from cluster.checkpoint import RunDirectory
+from cluster.errors import RunFailed
+from cluster.spec import Spec
+from trainer.types import Prompt
+
+OBJECT_STORE_SLACK_BYTES = 256 * 2**20
+"""Room in a local object store beside two publish buckets: rollouts, prompts, messages."""
+
+
+@dataclass
+class Actors:
+    """Handles of everything that a run has started."""
+
+    workers: dict[str, Any]
+    ranks: list[Any]
+    allocator: Any | None
+    versions: dict[str, str]
+
+
+class Cluster:
+    """The run's share of a Ray cluster, as a context manager; leaves no process behind."""
+
+    def __init__(self, spec: Spec, run: RunDirectory, model_dir: str, dtype: str) -> None:
+        self._spec, self._run, self._model_dir, self._dtype = spec, run, model_dir, dtype
+        self._group: Any = None
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Cluster":
+        # Read when ray is imported. Tokens by default; whoever has set the mode knows better.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self._connect(ray)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for handle in self._handles:
+            ray.kill(handle)
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+        ray.shutdown()
+
+    def _connect(self, ray: Any) -> None:
+        spec = self._spec.cluster
+        options: dict[str, Any] = {"address": spec.address}
+        if spec.address is None:
+            buckets = 2 * self._spec.rollout.publish_bucket_mib * 2**20
+            options = {
+                "address": "local",
+                "include_dashboard": False,
+                "object_store_memory": buckets + OBJECT_STORE_SLACK_BYTES,
+            }
+        try:
+            ray.init(**options, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunFailed(f"cluster.address = {spec.address!r}: Ray cannot be reached: {error}") from error
+
+    def start(self, pools: dict[str, list[Prompt]]) -> Actors:
+        """Reserve the bundles and start all actors side by side; returns when all are ready."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        spec = self._spec
+        wanted = bundles(spec)
+        self._group = reserve(wanted, spec.limits.placement_timeout_s)
+        pools_ref = ray.put(pools)
+        workers_n, ranks_n = spec.cluster.rollout_workers, spec.learner.ranks
+        colocated = spec.cluster.placement == "colocated"
+
+        def options(bundle: int, name: str, cpus: float, gpus: float, **more: Any) -> dict[str, Any]:
+            # Colocated actors take turns, so each counts half of what it needs.
+            share = 2 if colocated else 1
+            return {
+                "num_cpus": cpus / share,
+                "num_gpus": gpus / share,
+                "name": f"{spec.run.name}-{os.getpid()}-{name}",
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, bundle),
+                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(int(cpus)), "TAILRACE_LOG": str(self._log(name))}},
+                **more,
+            }
+
+        workers = {}
+        slots = _slots_on_node(self._group, workers_n)
+        for i in range(workers_n):
+            name = f"rollout-{i}"
+            c = spec.cluster
+            actor = ray.remote(RolloutWorker).options(
+                **options(i, name, c.cpus_per_rollout_worker, c.gpus_per_rollout_worker, max_concurrency=8)
+            )
+            workers[name] = self._keep(actor.remote(self._engine_config(slots[i]), spec.task, pools_ref, spec.run.seed))
+        ranks = []
+        for i in range(ranks_n):
+            c = spec.cluster
+            bundle = i if colocated else workers_n + i
+            actor = ray.remote(LearnerRank).options(
+                **options(bundle, f"learner-{i}", c.cpus_per_learner_rank, c.gpus_per_learner_rank)
+            )
+            ranks.append(self._keep(actor.remote(self._learner_config(), i, spec.task, pools_ref)))
+        allocator = self._start_allocator(len(pools["train"]))
+        timeout = spec.limits.start_timeout_s
+        host, port = wait([ranks[0].address.remote()], timeout, "learner rank 0")[0]
+        starting = [rank.start.remote(host, port) for rank in ranks] + [w.ready.remote() for w in workers.values()]
+        versions = wait(starting, timeout, "engines and learner ranks to start")
+        merged = {key: value for found in versions for key, value in found.items()} | {"ray": ray.__version__}
+        return Actors(workers, ranks, allocator, dict(sorted(merged.items())))
+
+    def _keep(self, handle: Any) -> Any:
+        self._handles.append(handle)
+        return handle
+
+    def _log(self, name: str) -> str:
+        return str(self._run.logs / f"{name}.log")
+
+    def _start_allocator(self, prompts: int) -> Any | None:
+        import ray
+
+        spec = self._spec
+        if spec.allocator is None:
+            return None
+        seed = derive_seed(spec.run.seed, "allocator")
+        actor = ray.remote(AllocatorActor).options(
+            num_cpus=0, runtime_env={"env_vars": {"TAILRACE_LOG": self._log("allocator")}}
+        )
+        return self._keep(actor.remote(spec.allocator, prompts, max(spec.rl_epochs, 1), seed))
+
+    def _engine_config(self, slot: int) -> EngineConfig:
+        spec = self._spec
+        gpus = spec.cluster.gpus_per_rollout_worker
+        return EngineConfig(
+            model_dir=self._model_dir,
+            dtype=self._dtype,
+            context_tokens=spec.model.context_tokens,
+            max_running_requests=spec.rollout.max_running_requests,
+            kv_cache_bytes=None if gpus else int(spec.rollout.kv_cache_gib * 2**30),
+            gpu_memory_fraction=spec.rollout.gpu_memory_fraction,
+            tensor_parallel=max(gpus, 1),
+            first_core=None if gpus else slot * spec.cluster.cpus_per_rollout_worker,
+            cores=spec.cluster.cpus_per_rollout_worker,
+            seed=spec.run.seed,
+        )
+
+    def _learner_config(self) -> LearnerConfig:
+        spec = self._spec
+        return LearnerConfig(
+            model_dir=self._model_dir,
+            dtype=self._dtype,
+            spec=spec.learner,
+            temperature=spec.rollout.temperature,
+            threads=spec.cluster.cpus_per_learner_rank,
+            device="cuda" if spec.cluster.gpus_per_learner_rank else "cpu",
+            seed=derive_seed(spec.run.seed, "learner") % 2**32,
+            bucket_bytes=spec.rollout.publish_bucket_mib * 2**20,
+        )
+
+
+def reserve(wanted: Sequence[dict[str, float]], timeout_s: float) -> Any:
+    """A placement group of these bundles. Raises RunFailed with what is asked and what is there."""
+    import ray
+
+    group = ray.util.placement_group(list(wanted), strategy="PACK")
+    if not group.wait(timeout_s):
+        ray.util.remove_placement_group(group)
+        asked = {key: sum(bundle.get(key, 0) for bundle in wanted) for key in {k for b in wanted for k in b}}
+        there = {key: ray.cluster_resources().get(key, 0) for key in asked}
+        free = {key: ray.available_resources().get(key, 0) for key in asked}
+        raise RunFailed(
+            f"the cluster cannot hold the {len(wanted)} bundles within limits.placement_timeout_s = {timeout_s:g}: "
+            f"asked {_listed(asked)} in bundles of {'; '.join(_listed(b) for b in wanted[:4])}; "
+            f"the cluster has {_listed(there)}, free {_listed(free)}"
+        )
+    return group
+
+
+def wait(refs: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
+    """Results of Ray calls. Raises RunFailed naming `what` on the deadline and the cause on an error in an actor."""
+    import ray
+
+    try:
+        return ray.get(list(refs), timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise RunFailed(f"waited {timeout_s:g} s for {what}") from error
+    except ray.exceptions.RayTaskError as error:
+        raise RunFailed(f"{what}: {type(error.cause).__name__}: {error.cause}") from error
+    except ray.exceptions.RayError as error:
+        raise RunFailed(f"{what}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _listed(resources: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in sorted(resources.items())) or "nothing"
+
+
+def _slots_on_node(group: Any, workers: int) -> list[int]:
+    """For each worker its index among the workers of its node, which decides the cores that it is pinned to."""
+    import ray
+
+    nodes = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    seen: dict[str, int] = {}
+    slots = []
+    for i in range(workers):
+        slots.append(seen.get(nodes[i], 0))
+        seen[nodes[i]] = slots[-1] + 1
+    return slots

@@ -1,0 +1,81 @@
+"""A rollout phase: groups out to the workers, finished groups back. The dispatcher decides, this file moves messages."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.requests import GroupRequest, Sampling
+from cluster.dispatch import Dispatcher
+from cluster.errors import RunFailed
+from cluster.placement import wait
+from cluster.spec import Spec
+from trainer.types import Group
+
+COLLECT_S = 0.5
+"""A worker answers `collect` after at most this long, so that a stop request or a stall is noticed."""
+
+ROOM = 1.25
+"""Responses given to a worker, relative to what its engine decodes together: the rest waits inside, so that no slot of
+the engine is empty while a message travels."""
+
+
+class Rollouts:
+    def __init__(self, spec: Spec, workers: dict[str, Any], check_stop: Callable[[], None]) -> None:
+        self._spec, self._workers, self._check_stop = spec, workers, check_stop
+        self._idle_s = 0.0
+        self._room = int(spec.rollout.max_running_requests * ROOM)
+
+    def sample(
+        self,
+        requests: Sequence[GroupRequest],
+        sampling: Sampling,
+        journal: Callable[..., None],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Group]:
+        """Sample all groups; they come back in the order of the requests.
+
+        Raises RunFailed when a worker fails, and when no group has come back for limits.rollout_timeout_s.
+        """
+        import ray
+
+        dispatcher = Dispatcher(list(self._workers), self._room, self._spec.run.deterministic)
+        dispatcher.add(requests)
+        groups: dict[str, Group] = {}
+        collects: dict[Any, str] = {}
+        limit = self._spec.limits.rollout_timeout_s
+        began = last_heard = time.monotonic()
+        while dispatcher.open_groups:
+            self._send(dispatcher.assign(), sampling, journal)
+            busy = dispatcher.waits_for()
+            for worker in busy.keys() - collects.values():
+                collects[self._workers[worker].collect.remote(COLLECT_S)] = worker
+            ready, _ = ray.wait(list(collects), timeout=COLLECT_S)
+            for ref in ready:
+                worker = collects.pop(ref)
+                finished, busy_s = wait([ref], COLLECT_S, worker)[0]
+                self._idle_s -= busy_s
+                for group in finished:
+                    if dispatcher.finish(worker, group.id):
+                        groups[group.id] = group
+                if finished:
+                    last_heard = time.monotonic()
+                    journal("completed", worker=worker, groups=[group.id for group in finished])
+                    progress(len(groups))
+            self._check_stop()
+            if time.monotonic() - last_heard > limit:
+                raise RunFailed(f"no group came back for limits.rollout_timeout_s = {limit:g} s; waiting for {busy}")
+        self._idle_s += len(self._workers) * (time.monotonic() - began)
+        return [groups[request.id] for request in requests]
+
+    def take_idle_s(self) -> float:
+        """Seconds, summed over the workers, in which an engine had nothing to step during the phases since last asked."""
+        idle_s, self._idle_s = max(self._idle_s, 0.0), 0.0
+        return idle_s
+
+    def _send(self, sends: dict[str, list[GroupRequest]], sampling: Sampling, journal: Callable[..., None]) -> None:
+        for worker, requests in sends.items():
+            journal(
+                "dispatched", worker=worker, groups=[r.id for r in requests], rollouts=[r.rollouts for r in requests]
+            )
+        calls = [self._workers[worker].submit.remote(requests, sampling) for worker, requests in sends.items()]
+        wait(calls, self._spec.limits.rollout_timeout_s, f"{', '.join(sends)} to accept groups")

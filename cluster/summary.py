@@ -1,0 +1,149 @@
+"""What a run has done so far, in numbers: counters, the metrics row of an epoch, summary.json. Pure."""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from cluster.spec import Spec
+from trainer.types import Group, Prompt
+
+
+@dataclasses.dataclass
+class Counters:
+    """Totals of a run; saved with every checkpoint."""
+
+    rollouts: int = 0
+    tokens: int = 0
+    updates: int = 0
+    checkpoints: int = 0
+    restarts: int = 0
+    wall_s: float = 0.0
+    rollout_s: float = 0.0
+    learn_s: float = 0.0
+    publish_s: float = 0.0
+    other_s: float = 0.0
+    pretrain_s: float = 0.0
+    evaluate_s: float = 0.0
+    idle_s: float = 0.0
+    """Seconds that rollout workers had nothing to step while a rollout phase went on."""
+
+    def count(self, groups: Sequence[Group]) -> None:
+        self.rollouts += sum(map(len, groups))
+        self.tokens += sum(int(group.lengths.sum()) for group in groups)
+
+    def add_laps(self, laps: dict[str, float]) -> None:
+        """An epoch's times; what is neither rollout, learning nor publishing is `other`."""
+        self.rollout_s += laps["rollout_s"]
+        self.learn_s += laps["learn_s"]
+        self.publish_s += laps["publish_s"]
+        self.other_s += laps["decide_s"] + laps["other_s"]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Counters":
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Stopwatch:
+    """Splits an epoch's wall time into named parts without a gap."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = dict.fromkeys(("decide_s", "rollout_s", "learn_s", "publish_s", "other_s"), 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> float:
+        """Time since the last lap goes to `name`."""
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        self.laps[name] += elapsed
+        return elapsed
+
+
+def metrics_row(
+    stage: str,
+    epoch: int,
+    groups: Sequence[Group],
+    pool: Sequence[Prompt],
+    figures: dict[str, float],
+    budget: dict[str, float],
+    weight_version: int,
+    laps: dict[str, float],
+) -> dict[str, Any]:
+    """One line of metrics.jsonl. An epoch without groups has rewards and lengths of 0."""
+    rewards = np.concatenate([group.rewards for group in groups]) if groups else np.zeros(0)
+    lengths = np.concatenate([group.lengths for group in groups]) if groups else np.zeros(0, np.int64)
+    truncated = np.concatenate([group.truncated for group in groups]) if groups else np.zeros(0)
+    effective = [float(group.rewards.min() < group.rewards.max()) for group in groups]
+    families: dict[str, list[float]] = {}
+    for group in groups:
+        families.setdefault(pool[group.prompt].family, []).extend(group.rewards.tolist())
+    busy_s = laps["rollout_s"]
+    return {
+        **budget,
+        "stage": stage,
+        "epoch": epoch,
+        "groups": len(groups),
+        "rollouts": len(rewards),
+        "tokens": int(lengths.sum()),
+        "reward_mean": _mean(rewards),
+        "effective_share": _mean(effective),
+        "response_tokens_mean": _mean(lengths),
+        "truncated_share": _mean(truncated),
+        "weight_version": weight_version,
+        **figures,
+        "families": {name: _mean(values) for name, values in sorted(families.items())},
+        "time": {**laps, "tokens_per_s": float(lengths.sum() / busy_s) if busy_s else 0.0},
+    }
+
+
+def summary(
+    spec: Spec, counters: Counters, evaluations: Sequence[dict], epochs: int, versions: dict[str, str],
+    sampled_rollouts: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Content of summary.json. `sampled_rollouts` counts every training rollout that was dispatched; those of rollout
+    phases that a kill cut short are lost and were sampled again without being spent twice."""
+    rl_s = counters.rollout_s
+    return {
+        "status": "finished",
+        "name": spec.run.name,
+        "seed": spec.run.seed,
+        "stages": [stage.stage for stage in spec.recipe],
+        "epochs": epochs,
+        "updates": counters.updates,
+        "rollouts": {
+            "budget": spec.allocator.budget_rollouts if spec.allocator else 0,
+            "spent": counters.rollouts,
+            "tokens": counters.tokens,
+            "lost": sampled_rollouts - counters.rollouts,
+        },
+        "evaluation": {
+            "before": evaluations[0] if evaluations else None,
+            "after": evaluations[-1] if evaluations else None,
+            "all": list(evaluations),
+        },
+        "speed": {
+            "wall_s": counters.wall_s,
+            "rollout_s": counters.rollout_s,
+            "learn_s": counters.learn_s,
+            "publish_s": counters.publish_s,
+            "other_s": counters.other_s,
+            "pretrain_s": counters.pretrain_s,
+            "evaluate_s": counters.evaluate_s,
+            "tokens_per_s": counters.tokens / rl_s if rl_s else 0.0,
+        },
+        "speculation": {"accept_length": None, "draft_tokens": 0, "accepted_tokens": 0, "enabled_steps_fraction": 0.0},
+        "bubbles": {"idle_s": counters.idle_s, "harvested_s": 0.0, "drafter_steps": 0},
+        "restarts": counters.restarts,
+        "versions": {**versions, "tailrace": version("tailrace"), "python": platform.python_version()},
+    }
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values)) if len(values) else 0.0

@@ -1,0 +1,58 @@
+"""Small synthetic runs that the allocator's tests share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+
+from allocator import Allocation, Allocator, AllocatorSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """One randomly drawn run."""
+
+    spec: AllocatorSpec
+    prompts: int
+    epochs: int
+    seed: int
+
+    def allocator(self) -> Allocator:
+        return Allocator(self.spec, self.prompts, self.epochs, self.seed)
+
+
+@st.composite
+def cases(draw, policies=("cero", "uniform")) -> Case:
+    """Any small valid run, including budgets that no number of epochs can spend and pools smaller than one epoch."""
+    unit, cap = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    spec = AllocatorSpec(
+        policy=draw(st.sampled_from(policies)),
+        unit_rollouts=unit,
+        max_units_per_prompt=cap,
+        max_rollouts_per_epoch=draw(st.integers(unit * cap, 60)),
+        budget_rollouts=draw(st.integers(unit, 400)),
+        prior_successes=draw(st.sampled_from([0.5, 1.0, 2.5])),
+        prior_failures=draw(st.sampled_from([0.5, 1.0, 2.5])),
+        utility_saturation=draw(st.sampled_from([0.3, 1.0, 4.0])),
+        forgetting=draw(st.sampled_from([0.7, 1.0])),
+        initial_price=draw(st.sampled_from([0.0, 0.5, 1.0])),
+    )
+    return Case(spec, draw(st.integers(1, 30)), draw(st.integers(1, 25)), draw(st.integers(0, 2**31)))
+
+
+def successes(allocation: Allocation, seed: int) -> np.ndarray:
+    """Graded rewards summed over each group [n]; a function of prompt and epoch alone, whatever the order of groups."""
+    luck = np.random.default_rng([seed, allocation.epoch]).random(10_000)
+    return allocation.rollouts * luck[allocation.prompts]
+
+
+def step(allocator: Allocator, seed: int) -> Allocation:
+    """One epoch: decide, sample, observe."""
+    allocation = allocator.decide(allocator.epoch)
+    won = successes(allocation, seed)
+    allocator.observe(allocation.epoch, allocation.prompts, won, allocation.rollouts - won)
+    return allocation
+
+
+def same_state(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)

@@ -1,0 +1,143 @@
+"""The endpoint serves what the rows say, under the documented names."""
+
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.metrics import METRICS, Metrics, table
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+ROW = {
+    "stage": "rl",
+    "epoch": 2,
+    "groups": 3,
+    "rollouts": 12,
+    "tokens": 480,
+    "spent_rollouts": 24,
+    "reward_mean": 0.25,
+    "effective_share": 0.5,
+    "response_tokens_mean": 40.0,
+    "truncated_share": 0.125,
+    "loss": -0.5,
+    "grad_norm": 1.5,
+    "learning_rate": 1e-4,
+    "entropy": 0.75,
+    "logprob_gap_mean": 0.001,
+    "logprob_gap_max": 0.01,
+    "price": 0.4,
+    "weight_version": 5,
+    "families": {"gcd": 0.5, "chain_sum": 0.0},
+    "time": {
+        "decide_s": 0.5,
+        "rollout_s": 2.0,
+        "learn_s": 1.0,
+        "publish_s": 0.25,
+        "other_s": 0.0,
+        "tokens_per_s": 240.0,
+    },
+}
+
+
+@pytest.fixture
+def metrics() -> Iterator[Metrics]:
+    metrics = Metrics(0, budget_rollouts=100)
+    yield metrics
+    metrics.close()
+
+
+def served(metrics: Metrics) -> dict[str, float]:
+    """Samples by name and labels, as a scraper sees them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+def test_a_row_is_served(metrics):
+    metrics.observe_epoch(ROW)
+    samples = served(metrics)
+    assert samples['tailrace_stage_info{stage="rl"}'] == 1
+    assert samples["tailrace_rollouts_total"] == 12
+    assert samples["tailrace_tokens_total"] == 480
+    assert samples["tailrace_budget_rollouts"] == 100
+    assert samples["tailrace_spent_rollouts"] == 24
+    assert samples["tailrace_reward_mean"] == 0.25
+    assert samples['tailrace_family_reward_mean{family="gcd"}'] == 0.5
+    assert samples["tailrace_effective_group_ratio"] == 0.5
+    assert samples["tailrace_loss"] == -0.5
+    assert samples["tailrace_logprob_gap_mean_nats"] == 0.001
+    assert samples["tailrace_weight_version"] == 5
+    assert samples['tailrace_phase_seconds_total{phase="rollout"}'] == 2
+    assert samples["tailrace_tokens_per_second"] == 240
+
+
+def test_counters_add_up_gauges_do_not(metrics):
+    metrics.observe_epoch(ROW)
+    metrics.observe_epoch({**ROW, "epoch": 3, "stage": "evaluate"})
+    samples = served(metrics)
+    assert samples["tailrace_rollouts_total"] == 24
+    assert samples['tailrace_phase_seconds_total{phase="learn"}'] == 2
+    assert samples["tailrace_epoch"] == 3
+    assert samples['tailrace_stage_info{stage="evaluate"}'] == 1
+    assert 'tailrace_stage_info{stage="rl"}' not in samples
+
+
+def test_what_a_row_does_not_say_stays(metrics):
+    metrics.observe_epoch(ROW)
+    metrics.observe_epoch({"epoch": 3, "loss": None, "groups": 0})
+    samples = served(metrics)
+    assert samples["tailrace_epoch"] == 3
+    assert samples["tailrace_loss"] == -0.5
+    assert samples["tailrace_reward_mean"] == 0.25
+
+
+def test_restarts_count_by_role(metrics):
+    metrics.restarted("rollout")
+    metrics.restarted("rollout")
+    assert served(metrics)['tailrace_restarts_total{role="rollout"}'] == 2
+
+
+def test_every_metric_is_fed(metrics):
+    before = set(served(metrics).items())
+    metrics.observe_epoch(ROW)
+    metrics.restarted("learner")
+    changed = {re.split(r"[{ ]", name)[0] for name, _ in set(served(metrics).items()) - before}
+    assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts"}
+
+
+def test_names_follow_the_conventions():
+    for metric in METRICS:
+        assert re.fullmatch(r"tailrace_[a-z0-9_]+", metric.name)
+        assert metric.name.endswith("_total") == (metric.kind.__name__ == "Counter")
+    assert {metric.label for metric in METRICS} <= {None, "stage", "phase", "family", "role"}
+
+
+def test_docs_list_exactly_these_metrics(metrics):
+    assert DOCS.read_text().endswith(table() + "\n"), "python -m cluster.metrics prints the table of docs/metrics.md"
+    documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text(), re.MULTILINE))
+    metrics.observe_epoch(ROW)
+    metrics.restarted("learner")
+    assert documented == {re.split(r"[{ ]", name)[0] for name in served(metrics)}
+
+
+def test_close_frees_the_port_and_may_be_repeated():
+    metrics = Metrics(0)
+    metrics.close()
+    metrics.close()
+    with pytest.raises(urllib.error.URLError):
+        served(metrics)
+    again = Metrics(metrics.port)
+    assert again.port == metrics.port
+    again.close()
+
+
+def test_a_taken_port_is_an_os_error():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"):
+            Metrics(taken.getsockname()[1])

@@ -1,0 +1,112 @@
+"""From groups of unequal size to padded micro-batches of a token budget, the same number on every rank. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainer.advantages import ESTIMATORS
+from trainer.objectives import token_weights
+from trainer.spec import ObjectiveSpec
+from trainer.types import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sequence to learn from: a prompt and what followed."""
+
+    token_ids: np.ndarray
+    """int [prompt + response]."""
+    prompt_length: int
+    logprobs: np.ndarray
+    """float32 [response] under the policy that sampled it; zeros where there was none."""
+    advantage: float
+    weight: float
+    """Weight of each response token in the loss of the whole batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Right-padded rows; everything else is flat over the response tokens, row by row."""
+
+    token_ids: torch.Tensor
+    """int64 [rows, width]."""
+    targets: torch.Tensor
+    """bool [rows, width - 1], true where position t predicts a response token at t + 1."""
+    logprobs: torch.Tensor
+    """float32 [response tokens]."""
+    advantages: torch.Tensor
+    """float32 [response tokens]."""
+    weights: torch.Tensor
+    """float32 [response tokens]."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+def samples(groups: Sequence[Group], prompts: Sequence[Sequence[int]], objective: ObjectiveSpec) -> list[Sample]:
+    """Rollouts with their advantages and weights; `prompts[i]` are the token ids of group i's prompt."""
+    weights = token_weights([group.lengths for group in groups], objective.reduction)
+    estimate = ESTIMATORS[objective.advantage]
+    result = []
+    for group, prompt, weight in zip(groups, prompts, weights, strict=True):
+        head = np.asarray(prompt, np.int64)
+        advantages = estimate(group.rewards)
+        for i, rollout in enumerate(group):
+            result.append(
+                Sample(np.concatenate([head, rollout.token_ids]), len(head), rollout.logprobs, advantages[i], weight[i])
+            )
+    return result
+
+
+def minibatches(groups: Sequence[Group], count: int) -> list[range]:
+    """Consecutive runs of groups, as equal in number as possible, none empty."""
+    count = min(count, len(groups))
+    edges = [round(i * len(groups) / count) for i in range(count + 1)]
+    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def split(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:
+    """Indices of sequences by [rank][micro-batch][row].
+
+    Longest first, dealt to the ranks in turn (there and back), then cut where the next row would push rows x longest
+    over the budget. Every rank gets the same number of micro-batches, the last ones possibly empty, because ranks
+    meet in every backward pass. A sequence longer than the budget gets a micro-batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for position, index in enumerate(order):
+        lap, seat = divmod(position, ranks)
+        shares[seat if lap % 2 == 0 else ranks - 1 - seat].append(index)
+    cut = []
+    for share in shares:
+        batches: list[list[int]] = []
+        for index in share:
+            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        cut.append(batches)
+    most = max(len(batches) for batches in cut)
+    return [batches + [[] for _ in range(most - len(batches))] for batches in cut]
+
+
+def collate(rows: Sequence[Sample], pad_id: int) -> MicroBatch:
+    """Pad rows to the longest. No rows give one padding row of weight zero, for a rank that has run out of work."""
+    width = max((len(row.token_ids) for row in rows), default=2)
+    token_ids = np.full((max(len(rows), 1), width), pad_id, np.int64)
+    targets = np.zeros((max(len(rows), 1), width - 1), bool)
+    for i, row in enumerate(rows):
+        token_ids[i, : len(row.token_ids)] = row.token_ids
+        targets[i, row.prompt_length - 1 : len(row.token_ids) - 1] = True
+    if not rows:
+        targets[0, 0] = True
+    repeats = [int(len(row.token_ids) - row.prompt_length) for row in rows] or [1]
+    return MicroBatch(
+        torch.from_numpy(token_ids),
+        torch.from_numpy(targets),
+        torch.from_numpy(np.concatenate([row.logprobs for row in rows] or [np.zeros(1, np.float32)])),
+        torch.from_numpy(np.repeat(np.array([row.advantage for row in rows] or [0.0], np.float32), repeats)),
+        torch.from_numpy(np.repeat(np.array([row.weight for row in rows] or [0.0], np.float32), repeats)),
+    )
