@@ -46,8 +46,11 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
             self._repack_tied_heads()
 
     def _repack_tied_heads(self) -> None:
-        """On CPU an output head keeps a packed copy of its weights; one tied to the embedding receives no weights of its
-        own, so vLLM leaves that copy at the version before."""
+        """Bring the output head up to date where it shares the embedding's weights.
+
+        On CPU a head computes with a packed copy of its weights. One that is tied receives no weights of its own, so
+        vLLM's reload leaves that copy at the version before.
+        """
         embeddings = {m.weight.data_ptr() for m in self.model.modules() if type(m) is VocabParallelEmbedding}
         for head in self.model.modules():
             if isinstance(head, VocabParallelEmbedding) and head.weight.data_ptr() in embeddings:

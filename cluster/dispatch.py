@@ -3,7 +3,7 @@
 Invariant: every group added comes back exactly once through `finish`; a group lost with its worker is assigned again
 under the same id, and a second answer for an id is refused as a duplicate.
 
-`deterministic` fixes everything before the first token: groups are spread over the workers by size alone and sent whole,
+`deterministic` fixes everything before the first token: groups are spread over the workers by size alone and all sent,
 because a batch of another composition rounds differently and may flip a token. Otherwise a worker gets the next group
 when it has room, so that a slow worker does not hold up the rest.
 """

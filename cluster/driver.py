@@ -138,7 +138,7 @@ class Driver:
     def _epoch(self) -> bool:
         """One decision and what follows from it; true when the budget is spent."""
         clock = Stopwatch()
-        epoch = self.epoch
+        epoch, allocator = self.epoch, self.actors.allocator
         allocation = self._allocator("decide", epoch)
         prompts, sizes = allocation.prompts.tolist(), allocation.rollouts.tolist()
         clock.lap("decide_s")
@@ -169,7 +169,7 @@ class Driver:
 
         successes = np.array([group.rewards.sum() for group in groups])
         failures = np.array([len(group) for group in groups]) - successes
-        observed = self.actors.allocator.observe.remote(epoch, allocation.prompts, successes, failures)
+        observed = allocator.observe.remote(epoch, allocation.prompts, successes, failures)
         self.counters.count(groups)
         clock.lap("decide_s")
 

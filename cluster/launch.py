@@ -99,7 +99,7 @@ def _metrics(spec: Spec) -> Metrics:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """Turns SIGINT and SIGTERM into an event that the driver looks at between phases; a second one interrupts at once."""
+    """Turns SIGINT and SIGTERM into an event that the driver looks at between phases; a second one ends it at once."""
     stop = threading.Event()
 
     def request(signum: int, frame: Any) -> None:

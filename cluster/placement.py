@@ -27,7 +27,8 @@ class Actors:
 
     workers: dict[str, Any]
     ranks: list[Any]
-    allocator: Any | None
+    allocator: Any
+    """None without an rl stage."""
     versions: dict[str, str]
 
 
@@ -37,6 +38,7 @@ class Cluster:
     def __init__(self, spec: Spec, run: RunDirectory, model_dir: str, dtype: str) -> None:
         self._spec, self._run, self._model_dir, self._dtype = spec, run, model_dir, dtype
         self._group: Any = None
+        self._connected = False
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Cluster":
@@ -55,9 +57,13 @@ class Cluster:
             ray.kill(handle)
         if self._group is not None:
             ray.util.remove_placement_group(self._group)
-        ray.shutdown()
+        if self._connected:
+            ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
+        """Join or start a cluster; a process that is connected already stays connected."""
+        if ray.is_initialized():
+            return
         spec = self._spec.cluster
         options: dict[str, Any] = {"address": spec.address}
         if spec.address is None:
@@ -71,6 +77,7 @@ class Cluster:
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RunFailed(f"cluster.address = {spec.address!r}: Ray cannot be reached: {error}") from error
+        self._connected = True
 
     def start(self, pools: dict[str, list[Prompt]]) -> Actors:
         """Reserve the bundles and start all actors side by side; returns when all are ready."""
@@ -92,7 +99,7 @@ class Cluster:
                 "num_gpus": gpus / share,
                 "name": f"{spec.run.name}-{os.getpid()}-{name}",
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, bundle),
-                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(int(cpus)), "TAILRACE_LOG": str(self._log(name))}},
+                "runtime_env": {"env_vars": self._environment(name, int(cpus), gpus)},
                 **more,
             }
 
@@ -124,6 +131,11 @@ class Cluster:
     def _keep(self, handle: Any) -> Any:
         self._handles.append(handle)
         return handle
+
+    def _environment(self, name: str, cpus: int, gpus: float) -> dict[str, str]:
+        variables = {"OMP_NUM_THREADS": str(cpus), "TAILRACE_LOG": self._log(name)}
+        # Compiling a handful of small functions takes an engine 10 s of its start on CPU, and gains nothing there.
+        return variables if gpus else {**variables, "TORCHDYNAMO_DISABLE": "1"}
 
     def _log(self, name: str) -> str:
         return str(self._run.logs / f"{name}.log")
@@ -174,7 +186,8 @@ def reserve(wanted: Sequence[dict[str, float]], timeout_s: float) -> Any:
     """A placement group of these bundles. Raises RunFailed with what is asked and what is there."""
     import ray
 
-    group = ray.util.placement_group(list(wanted), strategy="PACK")
+    wanted = [{key: amount for key, amount in bundle.items() if amount} for bundle in wanted]
+    group = ray.util.placement_group(wanted, strategy="PACK")
     if not group.wait(timeout_s):
         ray.util.remove_placement_group(group)
         asked = {key: sum(bundle.get(key, 0) for bundle in wanted) for key in {k for b in wanted for k in b}}

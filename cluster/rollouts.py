@@ -1,4 +1,4 @@
-"""A rollout phase: groups out to the workers, finished groups back. The dispatcher decides, this file moves messages."""
+"""A rollout phase: groups out to the workers, finished groups back. The dispatcher decides, this moves messages."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ class Rollouts:
         return [groups[request.id] for request in requests]
 
     def take_idle_s(self) -> float:
-        """Seconds, summed over the workers, in which an engine had nothing to step during the phases since last asked."""
+        """Seconds, summed over the workers, in which an engine had nothing to step, in the phases since last asked."""
         idle_s, self._idle_s = max(self._idle_s, 0.0), 0.0
         return idle_s
 

@@ -1,5 +1,6 @@
 """From groups of unequal size to padded micro-batches of a token budget, the same number on every rank. Pure."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def minibatches(groups: Sequence[Group], count: int) -> list[range]:
     """Consecutive runs of groups, as equal in number as possible, none empty."""
     count = min(count, len(groups))
     edges = [round(i * len(groups) / count) for i in range(count + 1)]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def split(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:

@@ -26,9 +26,9 @@ def spec_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Stands in for cluster.driver, which would start Ray: notes its calls, does what a test sets as `outcome`."""
-    module: Any = ModuleType("cluster.driver")
+def launch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Stands in for cluster.launch, which would start Ray: notes its calls, does what a test sets as `outcome`."""
+    module: Any = ModuleType("cluster.launch")
     module.calls = []
     module.outcome = lambda: {"status": "finished", "updates": 3}
 
@@ -43,7 +43,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         return module.outcome()
 
     module.train, module.resume = train, resume
-    monkeypatch.setitem(sys.modules, "cluster.driver", module)
+    monkeypatch.setitem(sys.modules, "cluster.launch", module)
     return module
 
 
@@ -58,25 +58,25 @@ def raising(error: BaseException) -> Any:
     return outcome
 
 
-def test_train_hands_the_spec_on_and_shows_the_summary(spec_path, driver, tmp_path):
+def test_train_hands_the_spec_on_and_shows_the_summary(spec_path, launch, tmp_path):
     result = tailrace("train", spec_path, "--set", "run.seed=9", "--set", "run.name=other")
     assert result.exit_code == 0
-    assert driver.calls == [("train", 9, tmp_path / "runs" / "other")]
+    assert launch.calls == [("train", 9, tmp_path / "runs" / "other")]
     assert "tailrace other finished" in result.stdout
 
 
-def test_run_dir_is_taken_as_given(spec_path, driver, tmp_path):
+def test_run_dir_is_taken_as_given(spec_path, launch, tmp_path):
     assert tailrace("train", spec_path, "--run-dir", tmp_path / "here").exit_code == 0
-    assert driver.calls == [("train", 3, tmp_path / "here")]
+    assert launch.calls == [("train", 3, tmp_path / "here")]
 
 
-def test_resume_reads_the_spec_of_the_run(spec_path, driver, tmp_path):
+def test_resume_reads_the_spec_of_the_run(spec_path, launch, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     spec_path.rename(run_dir / "spec.yaml")
     result = tailrace("resume", run_dir)
     assert result.exit_code == 0
-    assert driver.calls == [("resume", run_dir)]
+    assert launch.calls == [("resume", run_dir)]
 
 
 @pytest.mark.parametrize(
@@ -87,22 +87,22 @@ def test_resume_reads_the_spec_of_the_run(spec_path, driver, tmp_path):
         (ZeroDivisionError("oh\nno"), 1, "ZeroDivisionError: oh (use tailrace --debug for the traceback)\n"),
     ],
 )
-def test_exit_codes(spec_path, driver, error, code, message):
-    driver.outcome = raising(error)
+def test_exit_codes(spec_path, launch, error, code, message):
+    launch.outcome = raising(error)
     result = tailrace("train", spec_path)
     assert (result.exit_code, result.stderr) == (code, message)
     assert "Traceback" not in result.output
 
 
-def test_interrupt_says_how_to_go_on(spec_path, driver, tmp_path):
-    driver.outcome = raising(KeyboardInterrupt())
+def test_interrupt_says_how_to_go_on(spec_path, launch, tmp_path):
+    launch.outcome = raising(KeyboardInterrupt())
     result = tailrace("train", spec_path)
     assert result.exit_code == 130
     assert result.stderr == f"interrupted; go on with: tailrace resume {tmp_path}/runs/small\n"
 
 
-def test_debug_lets_the_traceback_through(spec_path, driver):
-    driver.outcome = raising(ZeroDivisionError("oh"))
+def test_debug_lets_the_traceback_through(spec_path, launch):
+    launch.outcome = raising(ZeroDivisionError("oh"))
     result = tailrace("--debug", "train", spec_path)
     assert isinstance(result.exception, ZeroDivisionError)
 
