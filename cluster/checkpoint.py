@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import RunFailed
@@ -76,6 +77,7 @@ class RunDirectory:
         header = [[g.id, g.prompt, g.weight_version, len(g)] for g in groups]
         beside = self.rollouts / f".{epoch}.tmp"
         save_file(columns, beside, metadata={"groups": json.dumps(header), "extra": json.dumps(extra)})
+        _flush(beside)
         os.replace(beside, self._groups_file(epoch))
 
     def load_groups(self, epoch: int) -> tuple[list[Group], dict[str, Any]] | None:
@@ -110,7 +112,7 @@ class RunDirectory:
     def save_checkpoint(self, number: int, keep: int, manifest: dict, write: Callable[[Path], None]) -> Path:
         """Write checkpoint `number` through `write(directory)`, atomically; keep the newest `keep`.
 
-        Raises RunFailed if the disk refuses; older checkpoints stay as they are.
+        Raises RunFailed if the disk refuses, here or in an actor that `write` asked; older checkpoints stay as they are.
         """
         final = self.checkpoints / f"{number:08d}"
         beside = self.checkpoints / f".{number:08d}.tmp"
@@ -123,8 +125,8 @@ class RunDirectory:
             write_atomically(beside / MANIFEST, json.dumps(manifest, indent=1))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(beside, final)
-            _flush_directory(self.checkpoints)
-        except OSError as error:
+            _flush(self.checkpoints)
+        except (OSError, SafetensorError, RunFailed) as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise RunFailed(f"{final}: the checkpoint cannot be written: {error}") from error
         for old in self._complete_checkpoints()[:-keep]:
@@ -140,7 +142,10 @@ class RunDirectory:
     def newest_checkpoint(self) -> tuple[Path, dict] | None:
         """The newest checkpoint whose files are all as the manifest says, and the manifest."""
         for path in reversed(self._complete_checkpoints()):
-            manifest = json.loads((path / MANIFEST).read_text())
+            try:
+                manifest = json.loads((path / MANIFEST).read_text())
+            except ValueError:
+                continue
             if all((path / f).is_file() and _digest(path / f) == d for f, d in manifest["files"].items()):
                 return path, manifest
         return None
@@ -181,12 +186,12 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
-    _flush_directory(path.parent)
+    _flush(path.parent)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A flat dictionary of numpy arrays and plain scalars as safetensors: arrays as tensors, scalars as JSON."""
-    arrays = {key: np.ascontiguousarray(value) for key, value in state.items() if isinstance(value, np.ndarray)}
+    arrays = {key: np.asarray(value, order="C") for key, value in state.items() if isinstance(value, np.ndarray)}
     scalars = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
     save_file(arrays, path, metadata={"scalars": json.dumps(scalars)})
 
@@ -204,12 +209,12 @@ def _digest(path: Path) -> str:
 
 
 def _digest_and_flush(path: Path) -> str:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    _flush(path)
     return _digest(path)
 
 
-def _flush_directory(path: Path) -> None:
+def _flush(path: Path) -> None:
+    """Have a file's bytes, or a directory's entries, reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

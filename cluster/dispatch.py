@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from actors.requests import GroupRequest
+from cluster.errors import RunFailed
 
 
 class Dispatcher:
@@ -21,6 +22,7 @@ class Dispatcher:
         self._deterministic = deterministic
         self._waiting: deque[GroupRequest] = deque()
         self._out: dict[str, dict[str, GroupRequest]] = {worker: {} for worker in workers}
+        self._load = dict.fromkeys(workers, 0)  # responses outstanding
         self._done: set[str] = set()
 
     @property
@@ -37,15 +39,18 @@ class Dispatcher:
         self._waiting.extend(requests)
 
     def assign(self) -> dict[str, list[GroupRequest]]:
-        """What to send now, by worker."""
+        """What to send now, by worker. Raises RunFailed when groups wait and no worker is left."""
+        if self._waiting and not self._out:
+            raise RunFailed(f"no rollout worker is left for the {len(self._waiting)} groups that wait")
         sends: dict[str, list[GroupRequest]] = {}
         while self._waiting:
-            worker = min(self._out, key=self._load)
-            size = self._waiting[0].rollouts
-            if not self._deterministic and self._load(worker) and self._load(worker) + size > self._room:
+            worker = min(self._load, key=self._load.__getitem__)
+            load, size = self._load[worker], self._waiting[0].rollouts
+            if not self._deterministic and load and load + size > self._room:
                 break
             request = self._waiting.popleft()
             self._out[worker][request.id] = request
+            self._load[worker] += size
             sends.setdefault(worker, []).append(request)
         return sends
 
@@ -53,15 +58,13 @@ class Dispatcher:
         """A group came back; False if it is a duplicate that must be dropped. Raises KeyError for one never sent."""
         if group_id in self._done:
             return False
-        del self._out[worker][group_id]
+        self._load[worker] -= self._out[worker].pop(group_id).rollouts
         self._done.add(group_id)
         return True
 
     def lose(self, worker: str) -> list[GroupRequest]:
         """A worker is gone: its groups go back to the head of the queue, in their old order."""
         lost = list(self._out.pop(worker).values())
+        del self._load[worker]
         self._waiting.extendleft(reversed(lost))
         return lost
-
-    def _load(self, worker: str) -> int:
-        return sum(request.rollouts for request in self._out[worker].values())

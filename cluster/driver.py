@@ -38,6 +38,7 @@ class Driver:
     def __init__(
         self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, display: Display,
         stop_requested: Callable[[], bool],
+        began: float,
     ) -> None:  # fmt: skip
         self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
         self.metrics, self.display, self.stop_requested = metrics, display, stop_requested
@@ -49,7 +50,7 @@ class Driver:
         self.stage_done = 0  # units (steps or epochs) of the current stage
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
-        self._wall = time.perf_counter()
+        self._wall = began  # on the clock of time.perf_counter
 
     # Stages.
 

@@ -3,11 +3,15 @@ turns Ctrl-C and SIGTERM into a request that the driver hears between phases.
 """
 
 import contextlib
+import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
 
 from actors.seeds import derive_seed
 from cluster.checkpoint import RunDirectory, write_atomically
@@ -28,26 +32,30 @@ def train(spec: Spec, run_dir: Path, display: Display) -> dict[str, Any]:
     Raises BadInput before anything is started, RunFailed when the run cannot go on, KeyboardInterrupt after Ctrl-C or
     SIGTERM, when a checkpoint has been written.
     """
+    began = time.perf_counter()
     run = RunDirectory(run_dir)
     _refuse_foreign(run, spec)
+    _hush()
     prepared = Prepared(spec, run)
     run.create()
     write_atomically(run.path / "spec.yaml", dump_spec(spec))
     run.journal("run_started", name=spec.run.name, seed=spec.run.seed)
-    return _carry_out(spec, run, prepared, display)
+    return _carry_out(spec, run, prepared, display, began)
 
 
 def resume(run_dir: Path, display: Display) -> dict[str, Any]:
     """Continue a run from its newest checkpoint. Raises as `train` does."""
+    began = time.perf_counter()
     run = RunDirectory(run_dir)
     spec = load_spec(run.path / "spec.yaml")
     if (run.path / "summary.json").is_file():
         raise BadInput(f"{run.path}: this run is finished, there is nothing to resume")
+    _hush()
     run.mend_lines()
     prepared = Prepared(spec, run)
     run.create()
     run.journal("run_resumed")
-    return _carry_out(spec, run, prepared, display)
+    return _carry_out(spec, run, prepared, display, began)
 
 
 class Prepared:
@@ -75,7 +83,8 @@ def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
     raise BadInput(f"{run.path}: this run was started before; continue it with: tailrace resume {run.path}")
 
 
-def _carry_out(spec: Spec, run: RunDirectory, prepared: Prepared, display: Display) -> dict[str, Any]:
+def _carry_out(spec: Spec, run: RunDirectory, prepared: Prepared, display: Display, began: float) -> dict[str, Any]:
+    logging.getLogger().addHandler(logging.FileHandler(run.logs / "driver.log", delay=True))
     with (
         contextlib.closing(_metrics(spec)) as metrics,
         Cluster(spec, run, prepared.model_dir, prepared.dtype) as cluster,
@@ -85,9 +94,15 @@ def _carry_out(spec: Spec, run: RunDirectory, prepared: Prepared, display: Displ
         display.note(f"metrics at http://127.0.0.1:{metrics.port}/metrics")
         display.stage("start", 1, "cluster")
         pools = {"train": prepared.pools.train, "heldout": prepared.pools.heldout}
-        driver = Driver(spec, run, prepared.pools, cluster.start(pools), metrics, display, stop.is_set)
+        driver = Driver(spec, run, prepared.pools, cluster.start(pools), metrics, display, stop.is_set, began)
         display.advance(1)
         return driver.run_stages()
+
+
+def _hush() -> None:
+    """Libraries do not talk into the display: warnings go where their logs go, progress bars nowhere."""
+    logging.captureWarnings(True)
+    disable_progress_bar()
 
 
 def _metrics(spec: Spec) -> Metrics:
