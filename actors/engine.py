@@ -3,6 +3,7 @@
 Owns: requests in flight, the weight version in service. Everything here runs on one thread.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ class EngineConfig:
     """First of the `cores` cores that the engine is pinned to, counted in this process's own; None on GPU."""
     cores: int
     seed: int
+    transfer: str = BACKEND
+    """vLLM weight-transfer backend: ours, or `nccl`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +82,13 @@ class Engine:
                 seed=config.seed,
                 # The learner recomputes log-probabilities at the sampling temperature; so must the engine.
                 logprobs_mode="processed_logprobs",
-                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                weight_transfer_config=WeightTransferConfig(backend=config.transfer),
                 disable_log_stats=True,
                 async_scheduling=False,
             )
         )
-        self._llm.collective_rpc("init_weight_transfer_engine", args=({},))
+        if config.transfer == BACKEND:
+            self._llm.collective_rpc("init_weight_transfer_engine", args=({},))
 
     def add(
         self, request_id: str, prompt: list[int], *, max_tokens: int, temperature: float, seed: int, logprobs: bool
@@ -133,6 +137,18 @@ class Engine:
         self._llm.reset_prefix_cache()
         self._llm.set_weight_version(str(version))
         self.weight_version = version
+
+    def transfer(self, phase: str, *args: Any) -> str | None:
+        """One phase of a publish over NCCL; the last one gives a digest of the live weights."""
+        if phase == "start_weight_update":
+            self.start_weight_update()
+        elif phase == "finish_weight_update":
+            self.finish_weight_update(args[0])
+            digests = self._llm.collective_rpc("compute_weight_checksums")
+            return hashlib.blake2b(repr(digests).encode(), digest_size=8).hexdigest()
+        else:
+            self._llm.collective_rpc(phase, args=args)
+        return None
 
     def warm_up(self) -> None:
         """Run two short responses, so that kernels are built before the first group is timed."""

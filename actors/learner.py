@@ -6,7 +6,6 @@ that needs a fresh optimizer resets it in place, because DeepSpeed's process gro
 
 import os
 import socket
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,8 @@ class LearnerConfig:
     """`cpu` or `cuda`."""
     seed: int
     bucket_bytes: int
+    gpus_per_worker: int = 0
+    """GPUs of one rollout worker, where weights go over NCCL; 0: through the object store."""
 
 
 class LearnerRank:
@@ -43,6 +44,7 @@ class LearnerRank:
         self._task = task
         self._pools = pools
         self._corpus: Any = None
+        self._nccl: Any = None
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks meet this one: its IP and a free port."""
@@ -142,36 +144,26 @@ class LearnerRank:
     # Weights.
 
     def publish(self, workers: Sequence[Any], version: int, timeout_s: float) -> float:
-        """Send the weights to every engine under `version`; gives the bytes sent.
+        """Put the weights into service on every engine under `version`; gives the bytes of one copy.
 
-        At most two buckets exist at a time. Under ZeRO-3 every rank enters every gather and stays until rank 0 has
-        copied the bucket. Raises RuntimeError when an engine's checksum of a bucket differs from ours.
+        Through the object store, or over NCCL where learner and engines sit on GPUs of their own.
         """
-        import ray
-
-        from actors.buckets import checksum, pack, partition
+        from actors.publish import publish_through_store
 
         named = [(name.removeprefix("model."), p) for name, p in self._engine.module.named_parameters()]
-        width = self._dtype.itemsize
-        sizes = [getattr(p, "ds_numel", p.numel()) * width for _, p in named]
-        buckets = partition(sizes, self._config.bucket_bytes)
-        in_flight: deque[tuple[int, list[Any]]] = deque()
-        for i, span in enumerate(buckets):
-            members = [named[j] for j in span]
-            with self._gathered([p for _, p in members]):
-                if self._rank:
-                    continue
-                if len(in_flight) == 2:
-                    _settle(in_flight.popleft(), timeout_s)
-                bucket = pack(members, self._dtype)
-                ref = ray.put(bucket)
-                last = version if i == len(buckets) - 1 else None
-                calls = [worker.load.remote([ref], i == 0, last) for worker in workers]
-                del ref
-                in_flight.append((checksum(bucket), calls))
-        while in_flight:
-            _settle(in_flight.popleft(), timeout_s)
-        return float(sum(sizes))
+        if not self._config.gpus_per_worker:
+            bucket_bytes, width = self._config.bucket_bytes, self._dtype
+            publish_through_store(named, width, bucket_bytes, self._gathered, self._rank, workers, version, timeout_s)
+        else:
+            if self._nccl is None:
+                from actors.nccl import connect
+
+                gpus = self._config.gpus_per_worker
+                address = self.address()
+                self._nccl = connect(named, self._dtype, self._gathered, self._rank, workers, gpus, address, timeout_s)
+            self._nccl.client.version = version
+            self._nccl.send_weights()
+        return float(sum(getattr(p, "ds_numel", p.numel()) * self._dtype.itemsize for _, p in named))
 
     def save(self, directory: str) -> None:
         """Write this rank's part of a checkpoint."""
@@ -266,16 +258,6 @@ class LearnerRank:
             totals = sum(every)
             totals[4] = last
         return totals.tolist()
-
-
-def _settle(bucket: tuple[int, list[Any]], timeout_s: float) -> None:
-    """Wait until every engine has loaded a bucket, and compare checksums."""
-    import ray
-
-    digest, calls = bucket
-    for i, seen in enumerate(ray.get(calls, timeout=timeout_s)):
-        if seen != digest:
-            raise RuntimeError(f"engine {i} loaded a bucket with checksum {seen:016x}, sent was {digest:016x}")
 
 
 def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:

@@ -73,8 +73,9 @@ class RolloutWorker:
         """One bucket of a publish: opens the update before the first, closes it after the last; gives its checksum."""
         return self._call(self._load, refs[0], first, last_version)
 
-    def weight_version(self) -> int:
-        return self._call(lambda: self._engine.weight_version)
+    def transfer(self, phase: str, *args: Any) -> str | None:
+        """One phase of a publish over NCCL."""
+        return self._call(lambda: self._engine.transfer(phase, *args))
 
     # The engine's thread.
 

@@ -9,6 +9,7 @@ from typing import Any
 from actors.allocator import AllocatorActor
 from actors.engine import EngineConfig
 from actors.learner import LearnerConfig, LearnerRank
+from actors.plugin import BACKEND
 from actors.rollout import RolloutWorker
 from actors.seeds import derive_seed
 from cluster.bundles import bundles
@@ -39,6 +40,9 @@ class Cluster:
         self._spec, self._run, self._model_dir, self._dtype = spec, run, model_dir, dtype
         self._group: Any = None
         self._connected = False
+        # Two ranks of one NCCL group cannot share a device, so colocated weights go through the object store.
+        c = spec.cluster
+        self._nccl = bool(c.gpus_per_rollout_worker and c.gpus_per_learner_rank) and c.placement == "disaggregated"
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Cluster":
@@ -166,6 +170,7 @@ class Cluster:
             first_core=None if gpus else slot * spec.cluster.cpus_per_rollout_worker,
             cores=spec.cluster.cpus_per_rollout_worker,
             seed=spec.run.seed,
+            transfer="nccl" if self._nccl else BACKEND,
         )
 
     def _learner_config(self) -> LearnerConfig:
@@ -179,6 +184,7 @@ class Cluster:
             device="cuda" if spec.cluster.gpus_per_learner_rank else "cpu",
             seed=derive_seed(spec.run.seed, "learner") % 2**32,
             bucket_bytes=spec.rollout.publish_bucket_mib * 2**20,
+            gpus_per_worker=spec.cluster.gpus_per_rollout_worker if self._nccl else 0,
         )
 
 

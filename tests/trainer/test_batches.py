@@ -1,0 +1,215 @@
+"""Cutting a batch changes nothing but the time that it takes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.batches import MicroBatch, Sample, collate, minibatches, samples, split
+from trainer.objectives import token_losses
+from trainer.policy import Policy
+from trainer.schedule import learning_rate
+from trainer.spec import ObjectiveSpec
+from trainer.types import Group
+
+VOCABULARY = 11
+lengths_of_rows = st.lists(st.integers(1, 60), max_size=40)
+
+
+def group_of(lengths: list[int], number: int) -> Group:
+    rng = np.random.default_rng(number)
+    n, tokens = len(lengths), sum(lengths)
+    return Group(
+        f"0/{number}", 0, number, 0, rng.integers(0, VOCABULARY, tokens, np.int32),
+        rng.normal(-1, 0.2, tokens).astype(np.float32), np.array(lengths, np.int32), rng.random(n), np.zeros(n, bool),
+    )  # fmt: skip
+
+
+def prompt_of(number: int) -> list[int]:
+    return [1 + number % 5] * (1 + number % 3)
+
+
+GROUPS = [group_of(lengths, i) for i, lengths in enumerate([[3, 1, 5, 2], [4], [6, 6], [1, 2, 3, 4, 5, 6]])]
+"""Unequal sizes and lengths, one of them a singleton."""
+
+
+# split
+
+
+@given(lengths_of_rows, st.integers(1, 200), st.integers(1, 4))
+def test_split_gives_every_row_once_and_every_rank_as_many_micro_batches(lengths, budget, ranks):
+    shares = split(lengths, budget, ranks)
+    assert len(shares) == ranks
+    assert sorted(i for share in shares for rows in share for i in rows) == list(range(len(lengths)))
+    assert len({len(share) for share in shares}) == 1
+    for share in shares:
+        filled = [bool(rows) for rows in share]
+        assert filled == sorted(filled, reverse=True), "empty micro-batches come last"
+
+
+@given(lengths_of_rows, st.integers(1, 200), st.integers(1, 4))
+def test_padded_tokens_stay_within_the_budget_unless_one_row_is_longer(lengths, budget, ranks):
+    for rows in (rows for share in split(lengths, budget, ranks) for rows in share if rows):
+        assert len(rows) * max(lengths[i] for i in rows) <= budget or len(rows) == 1
+
+
+@given(lengths_of_rows, st.integers(1, 200), st.integers(1, 4))
+def test_the_ranks_differ_by_one_row_at_most_and_less_than_the_longest_row_in_tokens(lengths, budget, ranks):
+    shares = [[i for rows in share for i in rows] for share in split(lengths, budget, ranks)]
+    rows, tokens = [len(share) for share in shares], [sum(lengths[i] for i in share) for share in shares]
+    assert max(rows) - min(rows) <= 1
+    assert max(tokens) - min(tokens) <= max(lengths, default=0)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200))
+def test_no_two_neighbouring_micro_batches_would_have_fitted_together(lengths, budget):
+    (share,) = split(lengths, budget, 1)
+    for a, b in zip(share, share[1:], strict=False):
+        assert (len(a) + 1) * max(lengths[i] for i in [*a, b[0]]) > budget
+
+
+# collate
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=8))
+def test_collated_rows_can_be_read_back(shapes):
+    rng = np.random.default_rng(len(shapes))
+    rows = [
+        Sample(
+            rng.integers(3, VOCABULARY, head + tail), head, rng.normal(size=tail).astype(np.float32), rng.normal(), i + 1.0
+        )
+        for i, (head, tail) in enumerate(shapes)
+    ]
+    micro = collate(rows, pad_id=0)
+    assert micro.token_ids.shape == (len(rows), max(map(sum, shapes)))
+    assert (micro.token_ids.dtype, micro.targets.dtype) == (torch.int64, torch.bool)
+    predicted = micro.token_ids[:, 1:][micro.targets]
+    assert predicted.tolist() == [int(t) for row in rows for t in row.token_ids[row.prompt_length :]]
+    assert micro.logprobs.tolist() == [x for row in rows for x in row.logprobs.tolist()]
+    for row, line in zip(rows, micro.token_ids.tolist(), strict=True):
+        assert line[: len(row.token_ids)] == row.token_ids.tolist()
+        assert set(line[len(row.token_ids) :]) <= {0}
+    for name in ("advantage", "weight"):
+        flat = [np.float32(getattr(row, name)) for row in rows for _ in row.logprobs]
+        assert getattr(micro, name + "s").tolist() == flat
+
+
+def test_no_rows_make_one_padding_row_of_weight_zero():
+    micro = collate([], pad_id=3)
+    assert set(micro.token_ids.flatten().tolist()) == {3}
+    assert micro.weights.tolist() == micro.advantages.tolist() == [0.0]
+    assert int(micro.targets.sum()) == len(micro.weights) == len(micro.logprobs)
+    torch.testing.assert_close(gradient([[]], samples([], [], ObjectiveSpec())), torch.zeros_like(whole()))
+
+
+# minibatches
+
+
+@given(st.integers(1, 60), st.integers(1, 70))
+def test_minibatches_cover_all_groups_in_order_none_empty_and_about_equal(groups, count):
+    parts = minibatches([GROUPS[0]] * groups, count)
+    assert [i for part in parts for i in part] == list(range(groups))
+    assert len(parts) == min(count, groups)
+    sizes = [len(part) for part in parts]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+
+
+# The whole way from groups to a gradient.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def policy():
+    """A real causal language model of the architecture that `tiny` has."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    global POLICY
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
+    )  # fmt: skip
+    POLICY = Policy(Qwen3ForCausalLM(config).double(), temperature=0.7)
+
+
+POLICY: Policy
+
+
+def gradient(cut: list[list[int]], batch: list[Sample], objective: ObjectiveSpec = ObjectiveSpec(name="grpo")):
+    """Flat gradient of the batch's loss, accumulated over micro-batches of these rows."""
+    POLICY.zero_grad()
+    for rows in cut:
+        micro: MicroBatch = collate([batch[i] for i in rows], pad_id=0)
+        logprobs, _ = POLICY(micro.token_ids, micro.targets)
+        (token_losses(objective, logprobs, micro.logprobs, micro.advantages) * micro.weights).sum().backward()
+    return torch.cat([p.grad.flatten() for p in POLICY.parameters()])
+
+
+def whole(objective: ObjectiveSpec = ObjectiveSpec(name="grpo"), groups: list[Group] = GROUPS) -> torch.Tensor:
+    batch = samples(groups, [prompt_of(g.prompt) for g in groups], objective)
+    return gradient([list(range(len(batch)))], batch, objective)
+
+
+@pytest.mark.parametrize("reduction", ["prompt_mean", "sequence_mean", "token_mean"])
+@pytest.mark.parametrize("name", ["rgra", "grpo"])
+def test_the_gradient_does_not_depend_on_micro_batches_ranks_or_order(name, reduction):
+    objective = ObjectiveSpec(name=name, reduction=reduction)
+    expected = whole(objective)
+    assert expected.abs().max() > 1e-4
+    batch = samples(GROUPS, [prompt_of(g.prompt) for g in GROUPS], objective)
+    lengths = [len(sample.token_ids) for sample in batch]
+    for budget, ranks in [(1, 1), (20, 1), (20, 2), (1000, 3)]:
+        parts = [gradient(share, batch, objective) for share in split(lengths, budget, ranks)]
+        torch.testing.assert_close(sum(parts), expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(whole(objective, GROUPS[::-1]), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_group_without_differences_moves_nothing_but_counts_among_the_prompts():
+    same = group_of([3, 2], 7)
+    same.rewards[:] = 0.5
+    expected = whole(ObjectiveSpec()) * len(GROUPS) / (len(GROUPS) + 1)
+    torch.testing.assert_close(whole(ObjectiveSpec(), [*GROUPS, same]), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_padding_on_the_right_cannot_be_seen():
+    (short,), long = samples([GROUPS[1]], [[1, 2]], ObjectiveSpec()), samples([GROUPS[3]], [[1]], ObjectiveSpec())
+    alone, beside = collate([short], 0), collate([short, *long], 9)
+    assert beside.token_ids.shape[1] > alone.token_ids.shape[1]
+    found = [POLICY(micro.token_ids, micro.targets) for micro in (alone, beside)]
+    for single, mixed in zip(*found, strict=True):
+        torch.testing.assert_close(mixed[: len(single)], single)
+
+
+def test_log_probabilities_are_those_of_the_temperature_that_sampled():
+    micro = collate(samples(GROUPS[:1], [[1, 2, 3]], ObjectiveSpec()), 0)
+    logits = POLICY.model(input_ids=micro.token_ids).logits[:, :-1][micro.targets].float()
+    taken = micro.token_ids[:, 1:][micro.targets]
+    for temperature in (None, 1.0):
+        expected = torch.distributions.Categorical(logits=logits / (temperature or 0.7))
+        logprobs, entropy = POLICY(micro.token_ids, micro.targets, temperature)
+        torch.testing.assert_close(logprobs, expected.log_prob(taken))
+        torch.testing.assert_close(entropy, expected.entropy())
+
+
+# Learning rates.
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(1, 300), st.integers(0, 50), st.floats(0, 1))
+def test_the_learning_rate_rises_to_its_peak_and_never_leaves_its_bounds(kind, total, warmup, floor):
+    rates = [learning_rate(3.0, kind, step, total, warmup, floor) for step in range(max(total, warmup + 1) + 5)]
+    assert all(3.0 * min(floor, 1 / (warmup or 1)) - 1e-9 <= rate <= 3.0 + 1e-9 for rate in rates)
+    assert rates[:warmup] == pytest.approx([3.0 * (i + 1) / warmup for i in range(warmup)])
+    assert rates[warmup] == pytest.approx(3.0)
+    after = rates[warmup:]
+    assert all(a >= b - 1e-9 for a, b in zip(after, after[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "middle", "end"), [("constant", 1.0, 1.0), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)]
+)
+def test_the_learning_rate_has_its_named_shape(kind, middle, end):
+    rates = [learning_rate(1.0, kind, step, 110, 10, floor=0.1) for step in (10, 60, 110, 500)]
+    assert rates == pytest.approx([1.0, middle, end, end])
+    quarter = learning_rate(1.0, kind, 35, 110, 10, floor=0.1)
+    assert quarter == pytest.approx({"constant": 1.0, "linear": 0.775, "cosine": 0.1 + 0.9 * (2 + 2**0.5) / 4}[kind])
