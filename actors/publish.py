@@ -22,8 +22,8 @@ def publish_through_store(
 ) -> None:
     """Send parameters to every worker in buckets of at most `bucket_bytes`; at most two exist at a time.
 
-    All learner ranks call it. Under ZeRO-3 every rank enters every gather (`gathered(parameters)`) and stays until rank 0
-    has copied the bucket. Raises RuntimeError when an engine's checksum of a bucket differs from ours, GetTimeoutError
+    All learner ranks call it. Under ZeRO-3 every rank enters every gather (`gathered(parameters)`) and stays until
+    rank 0 has copied the bucket. Raises RuntimeError when an engine's checksum of a bucket differs from ours, GetTimeoutError
     when a bucket is not loaded within `timeout_s`.
     """
     sizes = [getattr(p, "ds_numel", p.numel()) * dtype.itemsize for _, p in named]

@@ -112,7 +112,7 @@ class RunDirectory:
     def save_checkpoint(self, number: int, keep: int, manifest: dict, write: Callable[[Path], None]) -> Path:
         """Write checkpoint `number` through `write(directory)`, atomically; keep the newest `keep`.
 
-        Raises RunFailed if the disk refuses, here or in an actor that `write` asked; older checkpoints stay as they are.
+        Raises RunFailed if the disk refuses, here or in an actor that `write` asked; older checkpoints stay.
         """
         final = self.checkpoints / f"{number:08d}"
         beside = self.checkpoints / f".{number:08d}.tmp"

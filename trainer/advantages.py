@@ -12,12 +12,12 @@ def leave_one_out(rewards: np.ndarray) -> np.ndarray:
     changes the variance only.
     """
     n = len(rewards)
-    return (rewards - rewards.mean()) * (n / (n - 1)) if n > 1 else np.zeros(n)
+    return _deviations(rewards) * (n / (n - 1)) if n > 1 else np.zeros(n)
 
 
 def group_mean(rewards: np.ndarray) -> np.ndarray:
     """A_i = r_i - mean [n] (Dr. GRPO, arXiv 2503.20783). Weights a prompt by (n-1)/n in expectation."""
-    return rewards - rewards.mean()
+    return _deviations(rewards)
 
 
 def z_score(rewards: np.ndarray) -> np.ndarray:
@@ -27,7 +27,12 @@ def z_score(rewards: np.ndarray) -> np.ndarray:
     """
     if len(rewards) < 2:
         return np.zeros(len(rewards))
-    return (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
+    return _deviations(rewards) / (rewards.std(ddof=1) + 1e-6)
+
+
+def _deviations(rewards: np.ndarray) -> np.ndarray:
+    """r_i - mean [n]; exactly zero where all rewards are equal, although their mean may be rounded."""
+    return rewards - rewards.mean() if np.ptp(rewards) else np.zeros(len(rewards))
 
 
 ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -1,6 +1,7 @@
-"""What each estimator does to the expected gradient, against the closed forms of shared design notes: c(n, p).
+"""What each estimator does to the expected gradient.
 
-E[gradient estimate] = c(n, p) x gradient of the success probability p, for binary rewards and a group of n.
+For binary rewards and a group of n, E[gradient estimate] = c(n, p) x gradient of the success probability p, with a
+closed form of c for every estimator.
 """
 
 import itertools
@@ -80,7 +81,7 @@ def test_the_expected_gradient_is_the_closed_form(name, loss, n, p):
 
 
 @pytest.mark.parametrize(
-    ("n", "p", "weight"), [(2, 0.02, 0.71), (4, 0.02, 1.49), (2, 0.1, 0.71), (4, 0.1, 1.46), (8, 0.5, 1.74)]
+    ("n", "p", "weight"), [(2, 0.02, 0.71), (4, 0.02, 1.49), (2, 0.1, 0.71), (4, 0.1, 1.46), (4, 0.5, 1.40)]
 )
 def test_the_z_score_weighs_prompts_as_published(n, p, weight):
     assert expected_weights([n], [p], ObjectiveSpec(advantage="z_score")) == pytest.approx([weight], abs=0.005)
@@ -92,7 +93,7 @@ def test_the_worked_example_of_four_responses_at_three_tenths():
 
 
 def test_leave_one_out_with_prompt_mean_weighs_prompts_equally_whatever_their_group_size():
-    sizes, p = [2, 6, 3], [0.3, 0.1, 0.8]
+    sizes, p = [2, 5, 3], [0.3, 0.1, 0.8]
     prompt_mean = ObjectiveSpec(advantage="leave_one_out", reduction="prompt_mean")
     assert expected_weights(sizes, p, prompt_mean) == pytest.approx([1, 1, 1])
     for reduction in ("sequence_mean", "token_mean"):
@@ -134,7 +135,7 @@ def test_advantages_are_finite_sum_to_zero_and_follow_the_responses(rewards, nam
     assert ESTIMATORS[name](rewards[order]) == pytest.approx(found[order], rel=1e-6, abs=1e-9)
 
 
-@given(st.integers(1, 20), st.sampled_from([0.0, 0.1, 1 / 3, 0.7, 1.0]), st.sampled_from(NAMES))
+@given(st.integers(1, 20), st.floats(0, 1), st.sampled_from(NAMES))
 def test_equal_rewards_give_no_advantage(n, reward, name):
     """Exactly none, because the learner makes no step on a batch in which every advantage is zero."""
     assert not np.any(ESTIMATORS[name](np.full(n, reward)))

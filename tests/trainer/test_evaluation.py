@@ -72,4 +72,4 @@ def test_a_partial_reward_counts_for_pass_at_1_and_not_for_pass_at_k():
 def test_the_order_of_groups_and_samples_does_not_matter():
     groups = [group_of([1, 0, 0], 0), group_of([1, 1, 0], 2)]
     turned = [group_of([0, 1, 1], 2), group_of([0, 0, 1], 0)]
-    assert summarize(groups, PROMPTS, 2) == pytest.approx(summarize(turned, PROMPTS, 2))
+    assert summarize(groups, PROMPTS, 2) == summarize(turned, PROMPTS, 2)
