@@ -19,7 +19,7 @@ WARM_UP, EPOCHS = 3, 20
 CONFIGURATIONS = {
     # name: (threads of the bare loop, overrides of the service)
     "two cores": (2, []),
-    "one core per engine and learner": (
+    "one core": (
         1,
         ["cluster.rollout_workers=1", "learner.ranks=1", "rollout.max_running_requests=512"],
     ),
@@ -81,11 +81,10 @@ def main() -> None:
             "bare": [b for b, _ in pairs],
             "service": [s for _, s in pairs],
         }
+        machine = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+        report = {"command": f"python benchmarks/overhead.py {runs}", "machine": machine, "results": results}
+        (HERE / "results" / "overhead.json").write_text(json.dumps(report, indent=1) + "\n")
         print(name, json.dumps({k: v for k, v in results[name].items() if k not in ("bare", "service")}, indent=1))
-    machine = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    command = "python benchmarks/overhead.py " + str(runs)
-    text = json.dumps({"command": command, "machine": machine, "results": results}, indent=1)
-    (HERE / "results" / "overhead.json").write_text(text + "\n")
 
 
 def cpu_name() -> str:

@@ -9,8 +9,8 @@ from cluster.spec import Spec
 HEAD = """# The spec
 
 One YAML file says everything about a run. These are all its fields; a field without a default must be given, an
-unknown one is an error. `tailrace train SPEC --set path=value` overrides a field; items of a list are addressed by their
-number, as in `--set recipe.0.steps=100`. `tailrace plan SPEC` shows what a spec amounts to and starts nothing.
+unknown one is an error. `tailrace train SPEC --set path=value` overrides a field; items of a list are addressed by
+their number, as in `--set recipe.0.steps=100`. `tailrace plan SPEC` shows what a spec amounts to and starts nothing.
 
 This page is made by `python -m cluster.spec_docs`.
 """
