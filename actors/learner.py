@@ -137,9 +137,11 @@ class LearnerRank:
 
         base = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for state in base.state.values():
-            for value in state.values():
+            for key, value in state.items():
                 if isinstance(value, torch.Tensor):
                     value.zero_()
+                elif key == "step":  # a plain number in the fused Adam of GPUs
+                    state[key] = 0
 
     # Weights.
 
@@ -239,9 +241,12 @@ class LearnerRank:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        if not np.isfinite(grad_norm):
+            raise FloatingPointError(f"the gradient norm is {grad_norm}")
         return {
             "loss": loss_sum,
-            "grad_norm": float(self._engine.get_global_grad_norm() or 0.0),
+            "grad_norm": grad_norm,
             "logprob_gap_mean": gap_sum / max(tokens, 1),
             "logprob_gap_max": gap_max,
             "entropy": entropy_sum / max(tokens, 1),

@@ -23,8 +23,10 @@ def publish_through_store(
     """Send parameters to every worker in buckets of at most `bucket_bytes`; at most two exist at a time.
 
     All learner ranks call it. Under ZeRO-3 every rank enters every gather (`gathered(parameters)`) and stays until
-    rank 0 has copied the bucket. Raises RuntimeError when an engine's checksum of a bucket differs from ours, GetTimeoutError
-    when a bucket is not loaded within `timeout_s`.
+    rank 0 has copied the bucket.
+
+    Raises RuntimeError when an engine's checksum of a bucket differs from ours, GetTimeoutError when a bucket is not
+    loaded within `timeout_s`.
     """
     sizes = [getattr(p, "ds_numel", p.numel()) * dtype.itemsize for _, p in named]
     buckets = partition(sizes, bucket_bytes)
@@ -39,7 +41,7 @@ def publish_through_store(
             bucket = pack(members, dtype)
             ref = ray.put(bucket)
             last = version if i == len(buckets) - 1 else None
-            calls = [worker.load.remote([ref], i == 0, last) for worker in workers]
+            calls = [worker.load.remote([ref], i, last, timeout_s) for worker in workers]
             del ref
             # Our own checksum is computed while the engines load.
             in_flight.append((checksum(bucket), calls))

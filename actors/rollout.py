@@ -1,7 +1,8 @@
 """The rollout worker: one vLLM engine in a Ray actor, fed with groups at any time, giving back each one when finished.
 
 One thread owns the engine and steps it while there is work; actor calls only exchange messages with it. Hence a call
-never waits for a step, and weights change between steps only. Invariants: every accepted group comes back exactly once
+never waits for a step, and weights change between steps only. Another thread grades, so that a slow reward function
+stops no decoding. Invariants: every accepted group comes back exactly once
 through `collect`; nothing is generated unless the version asked for is the version in service.
 """
 
@@ -39,7 +40,10 @@ class RolloutWorker:
         self._run_seed = run_seed
         self._open: dict[str, _OpenGroup] = {}
         self._finished: queue.SimpleQueue[Group | BaseException] = queue.SimpleQueue()
+        self._ungraded: queue.SimpleQueue[_OpenGroup] = queue.SimpleQueue()
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
+        self._buckets = threading.Condition()
+        self._next_bucket = 0
         self._busy_s = 0.0
         self._ready: Future = Future()
         threading.Thread(target=self._own_engine, args=(config, task), daemon=True, name="engine").start()
@@ -69,9 +73,18 @@ class RolloutWorker:
             busy_s, self._busy_s = self._busy_s, 0.0
             return groups, busy_s
 
-    def load(self, refs: list[Any], first: bool, last_version: int | None) -> int:
-        """One bucket of a publish: opens the update before the first, closes it after the last; gives its checksum."""
-        return self._call(self._load, refs[0], first, last_version)
+    def load(self, refs: list[Any], index: int, last_version: int | None, timeout_s: float) -> int:
+        """Bucket `index` of a publish: opens the update before the first, closes it after the last; gives its checksum.
+
+        Concurrent calls may start in any order; each waits here for the bucket before its own.
+        """
+        with self._buckets:
+            if not self._buckets.wait_for(lambda: index in (0, self._next_bucket), timeout_s):
+                raise TimeoutError(f"bucket {index} of a publish waited for bucket {self._next_bucket}")
+            digest = self._call(self._load, refs[0], index == 0, last_version)
+            self._next_bucket = index + 1 if last_version is None else 0
+            self._buckets.notify_all()
+            return digest
 
     def transfer(self, phase: str, *args: Any) -> str | None:
         """One phase of a publish over NCCL."""
@@ -91,11 +104,12 @@ class RolloutWorker:
             from trainer.verifiers import Grader
 
             self._tokenizer = load_tokenizer(config.model_dir)
-            self._grade = Grader(task)
+            self._grade = Grader(task)  # holds locks, so it is built here and not sent
             self._engine.warm_up()
         except BaseException as error:
             self._ready.set_exception(error)
             return
+        threading.Thread(target=self._grade_groups, daemon=True, name="grader").start()
         self._ready.set_result(self._engine.versions())
         while True:
             self._serve_calls()
@@ -141,7 +155,7 @@ class RolloutWorker:
                 group = self._open[group_id]
                 group.responses[int(sample)] = response
                 if len(group.responses) == group.request.rollouts:
-                    self._finished.put(self._close(self._open.pop(group_id)))
+                    self._ungraded.put(self._open.pop(group_id))
         except BaseException as error:
             # The failed epoch is over for this worker: drop what is left of it, so that the actor stays answerable.
             self._finished.put(error)
@@ -149,6 +163,14 @@ class RolloutWorker:
                 [f"{g.request.id}:{i}" for g in self._open.values() for i in range(g.request.rollouts)]
             )
             self._open.clear()
+
+    def _grade_groups(self) -> None:
+        while True:
+            group = self._ungraded.get()
+            try:
+                self._finished.put(self._close(group))
+            except BaseException as error:
+                self._finished.put(error)
 
     def _close(self, group: _OpenGroup) -> Group:
         request = group.request

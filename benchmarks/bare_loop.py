@@ -56,6 +56,9 @@ llm = LLM(
 runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
 
+raw: dict[str, float] = {}
+
+
 def generate(prompts: list, epoch: int) -> list[tuple[np.ndarray, float]]:
     """Token ids and reward of `size` responses per prompt."""
     params = [
@@ -65,7 +68,9 @@ def generate(prompts: list, epoch: int) -> list[tuple[np.ndarray, float]]:
         for i in range(size * len(prompts))
     ]
     inputs = [{"prompt_token_ids": list(p.token_ids)} for p in prompts for _ in range(size)]
+    began = time.perf_counter()
     outputs = [out.outputs[0].token_ids for out in llm.generate(inputs, params, use_tqdm=False)]
+    raw["generate_s"] = time.perf_counter() - began
     texts = tokenizer.batch_decode(outputs, skip_special_tokens=True)
     return [
         (np.array(o), grade(prompts[i // size], text)) for i, (o, text) in enumerate(zip(outputs, texts, strict=True))
@@ -113,4 +118,4 @@ for epoch in range(epochs):
     sync()
     clock.append(time.perf_counter())
     laps = dict(zip(("rollout_s", "learn_s", "publish_s"), np.diff(clock).tolist(), strict=True))
-    print(json.dumps({**laps, "tokens": sum(len(ids) for ids, _ in responses)}), flush=True)
+    print(json.dumps({**laps, **raw, "tokens": sum(len(ids) for ids, _ in responses)}), flush=True)

@@ -116,6 +116,7 @@ def main() -> None:
         "extra_private_mib": spread(extras[1:]),
     }
     print(json.dumps(result, indent=1))
+    Path(__file__).with_name("results").mkdir(exist_ok=True)
     Path(__file__).with_name("results").joinpath("publish.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

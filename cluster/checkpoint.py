@@ -5,12 +5,14 @@ renamed. A checkpoint is a directory with a manifest that lists its files with t
 manifest does not exist for us.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import RunFailed
-from trainer.types import Group
+from trainer.types import BadInput, Group
 
 MANIFEST = "manifest.json"
 
@@ -38,11 +40,26 @@ class RunDirectory:
         for directory in (self.checkpoints, self.rollouts, self.models, self.logs):
             directory.mkdir(parents=True, exist_ok=True)
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the directories and keep every other tailrace process out. Raises BadInput."""
+        try:
+            self.create()
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise BadInput(f"{self.path}: cannot be a run directory: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BadInput(f"{self.path}: another tailrace process is working on this run") from None
+            yield
+
     # Lines.
 
     def journal(self, event: str, **fields: Any) -> None:
         """Append one event. Not flushed to the disk each time: a killed process loses nothing, a killed machine goes
-        back to the newest checkpoint anyway."""
+        back to the newest checkpoint, and that flushes."""
         append_line(self.path / "journal.jsonl", {"event": event, "time_s": round(time.time(), 3), **fields})
 
     def events(self) -> list[dict]:
@@ -58,6 +75,12 @@ class RunDirectory:
         """Drop rows that a resumed run will write again."""
         rows = [row for row in self.metrics() if keep(row)]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def flush_lines(self) -> None:
+        """Bring journal and metrics to the disk, before a checkpoint says that what they tell has happened."""
+        for name in ("journal.jsonl", "metrics.jsonl"):
+            if (self.path / name).is_file():
+                _flush(self.path / name)
 
     def mend_lines(self) -> None:
         """End a line that a kill tore, so that the next one starts afresh."""
@@ -76,9 +99,10 @@ class RunDirectory:
             columns = {"lengths": np.zeros(0, np.int32)}
         header = [[g.id, g.prompt, g.weight_version, len(g)] for g in groups]
         beside = self.rollouts / f".{epoch}.tmp"
-        save_file(columns, beside, metadata={"groups": json.dumps(header), "extra": json.dumps(extra)})
-        _flush(beside)
-        os.replace(beside, self._groups_file(epoch))
+        with _writing(self._groups_file(epoch)):
+            save_file(columns, beside, metadata={"groups": json.dumps(header), "extra": json.dumps(extra)})
+            _flush(beside)
+            os.replace(beside, self._groups_file(epoch))
 
     def load_groups(self, epoch: int) -> tuple[list[Group], dict[str, Any]] | None:
         """An epoch's groups, or None if its rollout phase was never finished."""
@@ -162,8 +186,18 @@ class RunDirectory:
 COLUMNS = ("token_ids", "logprobs", "lengths", "rewards", "truncated")
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A disk that refuses becomes a RunFailed that names the file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"{path}: cannot be written: {error}") from error
+
+
 def append_line(path: Path, record: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
+    """Raises RunFailed if the disk refuses."""
+    with _writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

@@ -100,6 +100,7 @@ def main() -> None:
 def _carry_out(spec: "Spec", run_dir: Path, work: "Callable[[Display], dict]") -> None:
     """Run `work` under a display, then show its summary. A Ctrl-C leaves with the command that continues the run."""
     from cluster.display import make_display
+    from cluster.errors import RunFailed
 
     display = make_display(spec)
     try:
@@ -107,6 +108,10 @@ def _carry_out(spec: "Spec", run_dir: Path, work: "Callable[[Display], dict]") -
     except KeyboardInterrupt:
         begun = (run_dir / "spec.yaml").is_file()
         raise KeyboardInterrupt(f"go on with: tailrace resume {run_dir}" if begun else "nothing was started") from None
+    except RunFailed as error:
+        if (run_dir / "spec.yaml").is_file():
+            raise RunFailed(f"{error}\nlogs in {run_dir}/logs; go on with: tailrace resume {run_dir}") from error
+        raise
     finally:
         display.close()
     display.summary({**summary, "run_dir": str(run_dir)})

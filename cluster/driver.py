@@ -50,6 +50,8 @@ class Driver:
         self.stage_done = 0  # units (steps or epochs) of the current stage
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
+        self.journaled: set[int] = set()  # epochs whose rollouts the journal already holds, after a resume
+        self.clock = Stopwatch()
         self._wall = began  # on the clock of time.perf_counter
 
     # Stages.
@@ -57,9 +59,8 @@ class Driver:
     def run_stages(self) -> dict[str, Any]:
         self._restore()
         for index in range(self.stage_index, len(self.spec.recipe)):
-            if index != self.stage_index:
-                self.stage_index, self.stage_done = index, 0
             stage = self.spec.recipe[index]
+            self.metrics.stage(stage.stage)
             self.run.journal("stage_started", index=index, stage=stage.stage, done=self.stage_done)
             if isinstance(stage, PretrainStage):
                 self._pretrain(stage)
@@ -98,12 +99,14 @@ class Driver:
 
     def _reinforce(self, stage: RLStage) -> None:
         self.display.stage("rl", stage.epochs, "epochs", self.stage_done)
+        self.clock = Stopwatch()
         exhausted = False
         while self.stage_done < stage.epochs and not exhausted:
             self._check_stop()
             exhausted = self._epoch()
             self.stage_done += 1
-            if self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
+            over = exhausted or self.stage_done == stage.epochs
+            if not over and self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
                 self._checkpoint()
         self._finish_stage()
 
@@ -138,7 +141,8 @@ class Driver:
 
     def _epoch(self) -> bool:
         """One decision and what follows from it; true when the budget is spent."""
-        clock = Stopwatch()
+        clock = self.clock
+        clock.begin()
         epoch, allocator = self.epoch, self.actors.allocator
         allocation = self._allocator("decide", epoch)
         prompts, sizes = allocation.prompts.tolist(), allocation.rollouts.tolist()
@@ -150,15 +154,8 @@ class Driver:
             clock.lap("publish_s")
             groups = self._roll_out(epoch, prompts, sizes)
             clock.lap("rollout_s")
-            self.run.save_groups(
-                epoch, groups, {"prompts": prompts, "rollouts": sizes, "rollout_s": clock.laps["rollout_s"]}
-            )
-            self.run.journal(
-                "rolled_out",
-                epoch=epoch,
-                rollouts=sum(map(len, groups)),
-                reward_sums=[float(g.rewards.sum()) for g in groups],
-            )
+            decision = {"prompts": prompts, "rollouts": sizes}
+            self.run.save_groups(epoch, groups, {**decision, "rollout_s": clock.laps["rollout_s"]})
         else:
             groups, extra = stored
             if [extra["prompts"], extra["rollouts"]] != [prompts, sizes]:
@@ -166,7 +163,9 @@ class Driver:
                     f"{self.run.path}: epoch {epoch} was decided differently before; the run cannot be resumed"
                 )
             clock.laps["rollout_s"] = extra["rollout_s"]
-            clock.lap("other_s")
+        if epoch not in self.journaled:
+            sums = [float(group.rewards.sum()) for group in groups]
+            self.run.journal("rolled_out", epoch=epoch, rollouts=sum(map(len, groups)), reward_sums=sums)
 
         successes = np.array([group.rewards.sum() for group in groups])
         failures = np.array([len(group) for group in groups]) - successes
@@ -202,7 +201,7 @@ class Driver:
 
         spec = self.spec.learner
         total = self.spec.rl_epochs
-        rate = learning_rate(spec.learning_rate, spec.schedule, self.epoch, total, spec.warmup_steps)
+        rate = learning_rate(spec.learning_rate, spec.schedule, self.epoch, total, spec.warmup_epochs)
         figures = self._learner("update", ray.put(list(groups)), rate)[0]
         self.counters.updates += int(figures["updates"])
         self.version += 1 if figures["updates"] else 0
@@ -233,6 +232,7 @@ class Driver:
     # Checkpoints.
 
     def _checkpoint(self) -> None:
+        self.run.flush_lines()
         number = self.counters.checkpoints
         self.counters.checkpoints += 1
         self._count_wall()
@@ -257,6 +257,7 @@ class Driver:
 
     def _restore(self) -> None:
         """Go back to the newest checkpoint, if there is one; rows of metrics that will be written again are dropped."""
+        self.journaled = {event["epoch"] for event in self.run.events() if event["event"] == "rolled_out"}
         found = self.run.newest_checkpoint()
         if found is None:
             self.run.keep_metrics(lambda row: False)

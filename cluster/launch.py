@@ -36,11 +36,8 @@ def train(spec: Spec, run_dir: Path, display: Display) -> dict[str, Any]:
     run = RunDirectory(run_dir)
     _refuse_foreign(run, spec)
     _hush()
-    prepared = Prepared(spec, run)
-    run.create()
-    write_atomically(run.path / "spec.yaml", dump_spec(spec))
-    run.journal("run_started", name=spec.run.name, seed=spec.run.seed)
-    return _carry_out(spec, run, prepared, display, began)
+    with run.claimed():
+        return _carry_out(spec, run, display, began)
 
 
 def resume(run_dir: Path, display: Display) -> dict[str, Any]:
@@ -51,11 +48,9 @@ def resume(run_dir: Path, display: Display) -> dict[str, Any]:
     if (run.path / "summary.json").is_file():
         raise BadInput(f"{run.path}: this run is finished, there is nothing to resume")
     _hush()
-    run.mend_lines()
-    prepared = Prepared(spec, run)
-    run.create()
-    run.journal("run_resumed")
-    return _carry_out(spec, run, prepared, display, began)
+    with run.claimed():
+        run.mend_lines()
+        return _carry_out(spec, run, display, began)
 
 
 class Prepared:
@@ -83,20 +78,25 @@ def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
     raise BadInput(f"{run.path}: this run was started before; continue it with: tailrace resume {run.path}")
 
 
-def _carry_out(spec: Spec, run: RunDirectory, prepared: Prepared, display: Display, began: float) -> dict[str, Any]:
+def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) -> dict[str, Any]:
+    prepared = Prepared(spec, run)
     logging.getLogger().addHandler(logging.FileHandler(run.logs / "driver.log", delay=True))
     with (
         contextlib.closing(_metrics(spec)) as metrics,
         Cluster(spec, run, prepared.model_dir, prepared.dtype) as cluster,
-        # After Ray has started, because Ray puts handlers of its own in place.
-        _stop_on_signals() as stop,
     ):
         display.note(f"metrics at http://127.0.0.1:{metrics.port}/metrics")
         display.stage("start", 1, "cluster")
-        pools = {"train": prepared.pools.train, "heldout": prepared.pools.heldout}
-        driver = Driver(spec, run, prepared.pools, cluster.start(pools), metrics, display, stop.is_set, began)
+        actors = cluster.start({"train": prepared.pools.train, "heldout": prepared.pools.heldout})
         display.advance(1)
-        return driver.run_stages()
+        # Only now the directory belongs to this spec: a start that failed may be tried again with another one.
+        if (run.path / "spec.yaml").is_file():
+            run.journal("run_resumed")
+        else:
+            write_atomically(run.path / "spec.yaml", dump_spec(spec))
+            run.journal("run_started", name=spec.run.name, seed=spec.run.seed)
+        with _stop_on_signals(display) as stop:
+            return Driver(spec, run, prepared.pools, actors, metrics, display, stop.is_set, began).run_stages()
 
 
 def _hush() -> None:
@@ -113,7 +113,7 @@ def _metrics(spec: Spec) -> Metrics:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
+def _stop_on_signals(display: Display) -> Iterator[threading.Event]:
     """Turns SIGINT and SIGTERM into an event that the driver looks at between phases; a second one ends it at once."""
     stop = threading.Event()
 
@@ -121,6 +121,7 @@ def _stop_on_signals() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        display.note("stopping at the next safe point, with a checkpoint; once more ends at once, without")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -50,7 +50,7 @@ METRICS = (
         "logprob_gap_mean",
     ),
     Metric("tailrace_logprob_gap_max_nats", Gauge, "Largest such difference of the epoch.", "logprob_gap_max"),
-    Metric("tailrace_weight_version", Gauge, "Version of the weights in service.", "weight_version"),
+    Metric("tailrace_weight_version", Gauge, "Version of the learner's weights.", "weight_version"),
     Metric(
         "tailrace_phase_seconds_total",
         Counter,
@@ -59,7 +59,6 @@ METRICS = (
         "phase",
     ),
     Metric("tailrace_tokens_per_second", Gauge, "Response tokens per second of the epoch's rollout phase."),
-    Metric("tailrace_restarts_total", Counter, "Actors restarted after a failure.", None, "role"),
 )
 
 
@@ -88,9 +87,9 @@ class Metrics:
         if (speed := row.get("time", {}).get("tokens_per_s")) is not None:
             self._of["tailrace_tokens_per_second"].set(speed)
 
-    def restarted(self, role: str) -> None:
-        """An actor of this role (`rollout`, `learner`) came back after a failure."""
-        self._of["tailrace_restarts_total"].labels(role).inc()
+    def stage(self, name: str) -> None:
+        """The run is in this stage now."""
+        self._observe(METRICS[0], name)
 
     def close(self) -> None:
         """Stop the endpoint and free its port; may be called twice."""

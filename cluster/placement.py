@@ -216,7 +216,10 @@ def wait(refs: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
     except ray.exceptions.GetTimeoutError as error:
         raise RunFailed(f"waited {timeout_s:g} s for {what}") from error
     except ray.exceptions.RayTaskError as error:
-        raise RunFailed(f"{what}: {type(error.cause).__name__}: {error.cause}") from error
+        cause: Any = error
+        while isinstance(cause, ray.exceptions.RayTaskError) and getattr(cause, "cause", None) is not None:
+            cause = cause.cause  # an actor that called an actor
+        raise RunFailed(f"{what}: {type(cause).__name__}: {cause}") from error
     except ray.exceptions.RayError as error:
         raise RunFailed(f"{what}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 

@@ -52,7 +52,7 @@ class ClusterSpec(Section):
     """GPUs of one rollout worker."""
     cpus_per_learner_rank: int = Field(default=1, ge=1, le=1024)
     """Cores (and torch threads) of one learner rank."""
-    gpus_per_learner_rank: int = Field(default=0, ge=0, le=1024)
+    gpus_per_learner_rank: int = Field(default=0, ge=0, le=1)
     """GPUs of one learner rank."""
     placement: Literal["colocated", "disaggregated"] = "colocated"
     """`colocated`: learner ranks share the rollout workers' bundles and take turns with them; `disaggregated`: bundles
@@ -145,6 +145,11 @@ class Spec(Section):
             raise ValueError(
                 f"colocated placement puts one learner rank beside one rollout worker: learner.ranks = "
                 f"{self.learner.ranks} > cluster.rollout_workers = {c.rollout_workers}"
+            )
+        if c.placement == "colocated" and c.gpus_per_rollout_worker > 1:
+            raise ValueError(
+                f"colocated actors share one GPU each: cluster.gpus_per_rollout_worker = {c.gpus_per_rollout_worker} "
+                "needs placement: disaggregated"
             )
         return self
 

@@ -52,11 +52,17 @@ class Counters:
 
 
 class Stopwatch:
-    """Splits an epoch's wall time into named parts without a gap."""
+    """Splits the wall time of epochs into named parts without a gap: what lies between two epochs, a checkpoint for
+    example, counts as `other_s` of the second."""
 
     def __init__(self) -> None:
-        self.laps: dict[str, float] = dict.fromkeys(("decide_s", "rollout_s", "learn_s", "publish_s", "other_s"), 0.0)
         self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """An epoch begins."""
+        self.laps = dict.fromkeys(("decide_s", "rollout_s", "learn_s", "publish_s", "other_s"), 0.0)
+        self.lap("other_s")
 
     def lap(self, name: str) -> float:
         """Time since the last lap goes to `name`."""

@@ -38,7 +38,7 @@ class Corpus:
         for index, source in enumerate(task.sources):
             if source.kind == "reasoning_gym":
                 family = family_of(source)
-                excluded = {prompt.question for prompt in heldout if prompt.family == family}
+                excluded = {prompt.question for prompt in heldout}
                 stream = _SourceStream(source, index, encode, excluded, seed)
                 families.setdefault(family, []).append(stream)
         if not families:

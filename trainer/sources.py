@@ -62,7 +62,7 @@ def _unique(problems: Iterable[Problem]) -> list[Problem]:
 class GymReader:
     """Distinct problems of one reasoning-gym generator, an endless stream from the source's seed.
 
-    `field` is the source in messages; `seen` holds the questions that the family already uses.
+    `field` is the source in messages; `seen` holds the questions that the pools already use.
     """
 
     def __init__(self, source: ReasoningGymSource, field: str, seen: set[str]) -> None:

@@ -179,8 +179,8 @@ class LearnerSpec(Section):
     """Peak learning rate of RL."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after warm-up: constant, or down to zero at the last epoch."""
-    warmup_steps: int = Field(default=0, ge=0, le=10_000_000)
-    """RL steps over which the learning rate rises linearly from zero."""
+    warmup_epochs: int = Field(default=0, ge=0, le=10_000_000)
+    """RL epochs over which the learning rate rises linearly from zero."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """AdamW weight decay."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)

@@ -6,7 +6,6 @@ is used once within its family, so no held-out question is ever trained on.
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ def build_pools(task: TaskSpec, tokenizer: Any, max_prompt_tokens: int) -> Pools
     there are too few distinct problems, or when a prompt has more than `max_prompt_tokens` tokens.
     """
     encode = PromptEncoder(task, tokenizer)
-    seen: dict[str, set[str]] = defaultdict(set)
-    readers = [_reader(task, index, seen[family_of(source)]) for index, source in enumerate(task.sources)]
+    seen: set[str] = set()
+    readers = [_reader(task, index, seen) for index in range(len(task.sources))]
     heldout = [reader.heldout() for reader in readers]
     train = [reader.train() for reader in readers]
 

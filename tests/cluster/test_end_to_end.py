@@ -111,6 +111,8 @@ def test_killed_in_every_phase_and_resumed_equals_uninterrupted(finished, ray_cl
         assert killed.returncode == -9, (what, killed.stderr[-2000:])
     resume(run_dir, Display("killed"))
     run = RunDirectory(run_dir)
+    rolled_out = [(e["epoch"], e["reward_sums"]) for e in run.events() if e["event"] == "rolled_out"]
+    assert rolled_out == [(e["epoch"], e["reward_sums"]) for e in finished.events() if e["event"] == "rolled_out"]
     assert without_times(run.metrics()) == without_times(finished.metrics())
     assert decisions(run) == decisions(finished)
     ours, theirs = (json.loads((r.path / "summary.json").read_text()) for r in (run, finished))

@@ -95,16 +95,17 @@ def test_what_a_row_does_not_say_stays(metrics):
     assert samples["tailrace_reward_mean"] == 0.25
 
 
-def test_restarts_count_by_role(metrics):
-    metrics.restarted("rollout")
-    metrics.restarted("rollout")
-    assert served(metrics)['tailrace_restarts_total{role="rollout"}'] == 2
+def test_the_stage_is_told_outside_epochs_too(metrics):
+    metrics.stage("pretrain")
+    metrics.stage("evaluate")
+    samples = served(metrics)
+    assert samples['tailrace_stage_info{stage="evaluate"}'] == 1
+    assert 'tailrace_stage_info{stage="pretrain"}' not in samples
 
 
 def test_every_metric_is_fed(metrics):
     before = set(served(metrics).items())
     metrics.observe_epoch(ROW)
-    metrics.restarted("learner")
     changed = {re.split(r"[{ ]", name)[0] for name, _ in set(served(metrics).items()) - before}
     assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts"}
 
@@ -113,14 +114,13 @@ def test_names_follow_the_conventions():
     for metric in METRICS:
         assert re.fullmatch(r"tailrace_[a-z0-9_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind.__name__ == "Counter")
-    assert {metric.label for metric in METRICS} <= {None, "stage", "phase", "family", "role"}
+    assert {metric.label for metric in METRICS} <= {None, "stage", "phase", "family"}
 
 
 def test_docs_list_exactly_these_metrics(metrics):
     assert DOCS.read_text().endswith(table() + "\n"), "python -m cluster.metrics prints the table of docs/metrics.md"
     documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text(), re.MULTILINE))
     metrics.observe_epoch(ROW)
-    metrics.restarted("learner")
     assert documented == {re.split(r"[{ ]", name)[0] for name in served(metrics)}
 
 
