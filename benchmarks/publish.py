@@ -3,7 +3,8 @@
 `python benchmarks/publish.py [RUNS]` writes results/publish.json.
 
 Learner and engine are the service's own actors. Target: at most 4 times one memory copy of the same bytes plus 50 ms;
-peak extra memory at most two buckets (the object store's high-water mark, sampled while publishing).
+peak extra memory at most two buckets. What is sampled is the private memory of both processes; the object store holds
+at most two buckets by construction and is not sampled.
 """
 
 import json
