@@ -6,25 +6,27 @@ import numpy as np
 
 from actors.logs import send_output_to_log
 from allocator.allocator import Allocation, Allocator
-from allocator.spec import AllocatorSpec
 
 
 class AllocatorActor:
     """Runs inside Ray as `ray.remote(AllocatorActor)`."""
 
-    def __init__(self, spec: AllocatorSpec, prompts: int, epochs: int, seed: int) -> None:
+    def __init__(self, **arguments: Any) -> None:
+        """`arguments`: those of `Allocator`."""
         send_output_to_log()
-        self._allocator = Allocator(spec, prompts, epochs, seed)
+        self._allocator = Allocator(**arguments)
 
     def decide(self, epoch: int) -> Allocation:
         return self._allocator.decide(epoch)
 
     def observe(
-        self, epoch: int, prompts: np.ndarray, successes: np.ndarray, failures: np.ndarray
-    ) -> tuple[dict[str, float], bool]:
-        """Give back an epoch's outcome; the allocator's figures, and whether the budget is spent."""
-        self._allocator.observe(epoch, prompts, successes, failures)
-        return self._allocator.metrics(), self._allocator.exhausted
+        self, epoch: int, prompts: np.ndarray, successes: np.ndarray, failures: np.ndarray, tokens: np.ndarray
+    ) -> tuple[dict[str, Any], bool, bool]:
+        """Give back an epoch's outcome; the allocator's figures, whether the update waits for further groups, and
+        whether the budget is spent."""
+        self._allocator.observe(epoch, prompts, successes, failures, tokens)
+        figures = {**self._allocator.metrics(), "posterior_prompts": self._allocator.posterior_prompts()}
+        return figures, self._allocator.holds_update, self._allocator.exhausted
 
     def state_dict(self) -> dict[str, Any]:
         return self._allocator.state_dict()

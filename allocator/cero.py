@@ -12,51 +12,54 @@ import math
 
 import numpy as np
 
-from allocator.problem import Floats, Ints, Problem, Proposal, State
-from allocator.utility import conjugate_maximiser, saturation_rate
+from allocator.order import best_first, tie_order
+from allocator.pool import Pool
+from allocator.problem import Floats, Outcome, Proposal, State
+from allocator.utility import blocks, conjugate_maximiser, saturation_rate
 
 
 class Cero:
-    """State: the duals vartheta (`priority` [M]) and nu (`price`), and one order from `seed` that breaks all ties.
+    """State: the duals vartheta (`priority` [M]) and nu (`price`), and one order from `seed` that breaks all ties."""
 
-    `values` [M] are the q-hat of the prior, `saturation` is lambda.
-    """
+    holds_update = False
 
-    def __init__(self, problem: Problem, values: Floats, saturation: float, initial_price: float, seed: int):
-        self._problem = problem
-        self._saturation = saturation
-        self._step = 1 / math.sqrt(problem.epochs)
-        self._priority: Floats = 4 * values
-        self._price = initial_price
-        self._tie_rank: Ints = np.random.default_rng(seed).permutation(problem.prompts)
+    def __init__(self, pool: Pool, seed: int):
+        self._pool = pool
+        self._saturation = pool.spec.utility_saturation
+        self._priority: Floats = 4 * pool.posterior.value()
+        self._price = pool.spec.initial_price
+        self._tie_rank = tie_order(pool.problem.prompts, seed)
 
     def propose(self) -> Proposal:
         """The virtual allocation, eq. (8): N_max units to each prompt of positive margin, best first, to capacity."""
-        problem = self._problem
-        groups = -(-problem.capacity_units // problem.max_units_per_prompt)
+        problem = self._pool.problem
+        groups = problem.groups(problem.capacity_units)
         order = best_first(self._priority - self._price, self._tie_rank, groups)
         return Proposal.filled(order, problem.capacity_units, problem)
 
-    def update(self, proposal: Proposal, values: Floats) -> None:
-        """The dual steps, eq. (10), with `values` [M] = q-hat after this epoch's feedback and N the virtual `proposal`.
+    def update(self, proposal: Proposal, outcome: Outcome) -> None:
+        """The dual steps, eq. (10), with q-hat after this epoch's feedback and N the virtual `proposal`.
 
         vartheta <- [vartheta - (N - z*/K) / (N_max sqrt K)] and nu <- [nu - (B/K - sum N) / (G_B sqrt K)], both
         projected on [0, 1]. Every prompt takes its step, sampled or not.
         """
-        problem = self._problem
-        equal_share = problem.budget_units / problem.prompts
-        pace = problem.budget_units / problem.epochs
-        rate = saturation_rate(values, self._saturation, equal_share)
-        slope = self._priority * (self._saturation / equal_share)
-        descent = conjugate_maximiser(slope, rate, problem.epochs * problem.max_units_per_prompt)
-        descent /= problem.epochs
-        descent[proposal.prompts] -= proposal.units
-        descent *= self._step / problem.max_units_per_prompt
-        self._priority += descent
-        np.clip(self._priority, 0, 1, out=self._priority)
+        problem = self._pool.problem
+        step, share = 1 / math.sqrt(problem.epochs), problem.equal_share_units
+        horizon = problem.epochs * problem.max_units_per_prompt
+        taken = np.zeros(problem.prompts)
+        taken[proposal.prompts] = proposal.units * (step / problem.max_units_per_prompt)
+        for block in blocks(problem.prompts):
+            priority = self._priority[block]
+            rate = saturation_rate(self._pool.posterior.value(block), self._saturation, share)
+            exposure = conjugate_maximiser(priority * (self._saturation / share), rate, horizon)
+            exposure *= step / horizon
+            exposure -= taken[block]
+            priority += exposure
+            np.clip(priority, 0, 1, out=priority)
 
+        pace = problem.pace_units
         largest_gradient = max(pace, problem.capacity_units - pace)
-        price = self._price - self._step * (pace - int(proposal.units.sum())) / largest_gradient
+        price = self._price - step * (pace - int(proposal.units.sum())) / largest_gradient
         self._price = min(max(price, 0.0), 1.0)
 
     def state_dict(self) -> State:
@@ -69,24 +72,4 @@ class Cero:
         self._price = float(state["price"])
 
     def metrics(self) -> dict[str, float]:
-        return {
-            "price": self._price,
-            "priority_mean": float(self._priority.mean()),
-            "priority_max": float(self._priority.max()),
-        }
-
-
-def best_first(margin: Floats, tie_rank: Ints, count: int) -> Ints:
-    """The at most `count` prompts of largest positive `margin` [M], best first; among equals the lower `tie_rank` [M].
-
-    Selecting before sorting keeps the cost linear in the pool; in the first pass the whole pool is one tie.
-    """
-    chosen = np.flatnonzero(margin > 0)
-    if len(chosen) > count:
-        candidates = margin[chosen]
-        cut = np.partition(candidates, len(chosen) - count)[len(chosen) - count]
-        above, tied = chosen[candidates > cut], chosen[candidates == cut]
-        places = count - len(above)
-        tied = tied[np.argpartition(tie_rank[tied], places - 1)[:places]]
-        chosen = np.concatenate([above, tied])
-    return chosen[np.lexsort((tie_rank[chosen], -margin[chosen]))]
+        return {"price": self._price}

@@ -1,4 +1,8 @@
-"""The run's rollout account. Invariant: 0 <= spent + reserved <= budget, and spent only grows by what was reserved."""
+"""The run's account. Invariant: 0 <= spent + reserved <= budget, and spent only grows by what an epoch reserved."""
+
+from typing import Literal
+
+Currency = Literal["rollouts", "tokens"]
 
 
 class AllocationError(ValueError):
@@ -13,52 +17,61 @@ class AllocationError(ValueError):
 
 
 class Ledger:
-    """Double-entry account in rollouts: an epoch first reserves, then settles exactly what it reserved.
+    """Double-entry account in rollouts or tokens: an epoch first reserves, then settles.
+
+    Rollouts are settled exactly as reserved: one that was paid for but never came back is a fault and not a refund.
+    Tokens are reserved at the most that the responses may have, and settled as sampled.
 
     Raises:
         AllocationError: `bad_ledger` if the opening balance is not within 0..budget.
     """
 
-    def __init__(self, budget_rollouts: int, spent_rollouts: int = 0):
-        if not 0 <= spent_rollouts <= budget_rollouts:
-            raise AllocationError("bad_ledger", f"{spent_rollouts} rollouts spent of a budget of {budget_rollouts}")
-        self.budget_rollouts = budget_rollouts
-        self.spent_rollouts = spent_rollouts
+    def __init__(self, budget: int, currency: Currency = "rollouts", spent: int = 0):
+        if not 0 <= spent <= budget:
+            raise AllocationError("bad_ledger", f"{spent} {currency} spent of a budget of {budget}")
+        self.budget = budget
+        self.currency = currency
+        self.spent = spent
         self._reservation: tuple[int, int] | None = None
 
     @property
-    def remaining_rollouts(self) -> int:
+    def remaining(self) -> int:
         """What can still be reserved."""
         reserved = self._reservation[1] if self._reservation else 0
-        return self.budget_rollouts - self.spent_rollouts - reserved
+        return self.budget - self.spent - reserved
 
-    def reserve(self, epoch: int, rollouts: int) -> None:
-        """Set `rollouts` (0 is allowed) aside for `epoch`.
+    def reserve(self, epoch: int, amount: int) -> None:
+        """Set `amount` (0 is allowed) aside for `epoch`.
 
         Raises:
             AllocationError: `negative`; `overspent` if more than the remaining budget is asked for; `unsettled` while
                 another reservation is open.
         """
-        if rollouts < 0:
-            raise AllocationError("negative", f"epoch {epoch} reserves {rollouts} rollouts")
+        if amount < 0:
+            raise AllocationError("negative", f"epoch {epoch} reserves {amount} {self.currency}")
         if self._reservation:
             raise AllocationError("unsettled", f"epoch {self._reservation[0]} holds a reservation: settle it first")
-        if rollouts > self.remaining_rollouts:
+        if amount > self.remaining:
             raise AllocationError(
-                "overspent", f"epoch {epoch} asks for {rollouts} rollouts, {self.remaining_rollouts} remain"
+                "overspent", f"epoch {epoch} asks for {amount} {self.currency}, {self.remaining} remain"
             )
-        self._reservation = (epoch, rollouts)
+        self._reservation = (epoch, amount)
 
-    def settle(self, epoch: int, rollouts: int) -> None:
-        """Book the reservation of `epoch` as spent.
+    def settle(self, epoch: int, amount: int) -> None:
+        """Book `amount` of the reservation of `epoch` as spent and free the rest.
 
         Raises:
-            AllocationError: `not_reserved` if that epoch holds no reservation; `mismatch` if it reserved another amount
-                (a rollout that was paid for but never came back, or the reverse, is a fault and not a refund).
+            AllocationError: `not_reserved` if that epoch holds no reservation; `mismatch` if it reserved another number
+                of rollouts, or fewer tokens.
         """
+        self.check(epoch, amount)
+        self._reservation = None
+        self.spent += amount
+
+    def check(self, epoch: int, amount: int) -> None:
+        """Raise what `settle` would raise."""
         if self._reservation is None or self._reservation[0] != epoch:
             raise AllocationError("not_reserved", f"epoch {epoch} holds no reservation")
-        if rollouts != self._reservation[1]:
-            raise AllocationError("mismatch", f"epoch {epoch} reserved {self._reservation[1]} rollouts, not {rollouts}")
-        self._reservation = None
-        self.spent_rollouts += rollouts
+        reserved = self._reservation[1]
+        if amount > reserved or (self.currency == "rollouts" and amount < reserved):
+            raise AllocationError("mismatch", f"epoch {epoch} reserved {reserved} {self.currency}, not {amount}")

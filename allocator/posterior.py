@@ -1,45 +1,95 @@
 """What is believed of every prompt's success probability, and what sampling it is worth (CERO eqs. (5)-(6))."""
 
+from typing import Literal
+
 import numpy as np
 
 from allocator.problem import Floats, Ints, State
 
+# Learned priors: first groups are weighed against this many imagined responses of the wider prior (family against pool,
+# pool against spec), and a family's prior counts for at least and at most so many responses.
+SHRINKAGE_RESPONSES = 16.0
+PRIOR_STRENGTH = (0.5, 30.0)
+
 
 class Posterior:
-    """One Beta(a, b) per prompt, stored as evidence beyond the prior, a - a_0 and b - b_0: forgetting is one factor.
+    """One Beta(a, b) per prompt, stored as evidence beyond the prior of its family, a - a_f and b - b_f.
 
-    Graded rewards r in [0, 1] count as r successes and 1 - r failures.
+    Graded rewards r in [0, 1] count as r successes and 1 - r failures: the mean stays that of the reward, and the value
+    q-hat bounds its variance from above, with equality for rewards of 0 and 1.
+
+    `families` int [M] in 0..F-1. `learned`: each family's prior follows from the first group of each of its prompts;
+    otherwise all keep the one given. `forgetting` applies `per` epoch to all prompts (CERO eq. (5)), per visit to the
+    prompt visited, or per share of `share_units` units spent on it.
     """
 
-    def __init__(self, prompts: int, prior_successes: float, prior_failures: float, forgetting: float):
-        self._prior = (prior_successes, prior_failures)
-        self._forgetting = forgetting
-        self._successes: Floats = np.zeros(prompts)
-        self._failures: Floats = np.zeros(prompts)
+    def __init__(
+        self,
+        families: Ints,
+        prior_successes: float,
+        prior_failures: float,
+        forgetting: float = 1.0,
+        per: Literal["epoch", "visit", "share"] = "epoch",
+        share_units: float = 1.0,
+        learned: bool = False,
+    ):
+        self._families = families.astype(np.int32)
+        self._base = (prior_successes, prior_failures)
+        self._forgetting, self._per, self._share_units, self._learned = forgetting, per, share_units, learned
+        self._successes: Floats = np.zeros(len(families))
+        self._failures: Floats = np.zeros(len(families))
+        # By family: responses, successes, ordered pairs of responses, and of successes, in first groups.
+        self._first: Floats = np.zeros((int(families.max()) + 1, 4))
+        self._set_priors()
 
-    def update(self, prompts: Ints, successes: Floats, failures: Floats) -> None:
-        """Eq. (5): the whole pool forgets, and those sampled (`prompts` int64[n], distinct) add their counts [n]."""
+    def update(self, prompts: Ints, units: Ints, successes: Floats, failures: Floats, first: np.ndarray) -> None:
+        """Eq. (5) for the groups [n] of distinct `prompts`; `first` bool [n] marks those sampled for the first time."""
         if self._forgetting < 1:
-            self._successes *= self._forgetting
-            self._failures *= self._forgetting
+            which: slice | Ints = slice(None) if self._per == "epoch" else prompts
+            kept = self._forgetting ** (units / self._share_units) if self._per == "share" else self._forgetting
+            self._successes[which] *= kept
+            self._failures[which] *= kept
         self._successes[prompts] += successes
         self._failures[prompts] += failures
+        if self._learned and first.any():
+            won, n = successes[first], successes[first] + failures[first]
+            pairs = np.maximum(won * (won - 1), 0)
+            np.add.at(self._first, self._families[prompts[first]], np.stack([n, won, n * (n - 1), pairs], axis=1))
+            self._set_priors()
 
-    def parameters(self) -> tuple[Floats, Floats]:
-        """a [M] and b [M]."""
-        return self._prior[0] + self._successes, self._prior[1] + self._failures
+    def _set_priors(self) -> None:
+        """Beta priors [F] by moments: E[P] from successes / responses, E[P^2] from their ordered pairs."""
+        a, b = self._base
+        strength: Floats = np.full(len(self._first), a + b)
+        mean: Floats = np.full(len(self._first), a / (a + b))
+        if self._learned:
+            square = mean * (a + 1) / (a + b + 1)
+            for sums in (self._first.sum(axis=0), self._first.T):
+                mean = (SHRINKAGE_RESPONSES * mean + sums[1]) / (SHRINKAGE_RESPONSES + sums[0])
+                square = (SHRINKAGE_RESPONSES * square + sums[3]) / (SHRINKAGE_RESPONSES + sums[2])
+            low, high = PRIOR_STRENGTH
+            variance = np.clip(square - mean**2, mean * (1 - mean) / (1 + high), mean * (1 - mean) / (1 + low))
+            with np.errstate(invalid="ignore"):
+                strength = np.nan_to_num(mean * (1 - mean) / variance - 1, nan=low)
+        self._prior = np.stack([mean, 1 - mean]) * strength
+        np.maximum(self._prior, 1e-3, out=self._prior)  # a family without a single success (or failure) so far
+
+    def parameters(self, prompts: Ints | slice = slice(None)) -> tuple[Floats, Floats]:
+        """a and b of `prompts`, all [M] if not given."""
+        family = self._families[prompts]
+        return self._prior[0][family] + self._successes[prompts], self._prior[1][family] + self._failures[prompts]
 
     def mean(self) -> Floats:
         """E[P] [M], in (0, 1)."""
         a, b = self.parameters()
         return a / (a + b)
 
-    def value(self) -> Floats:
-        """Eq. (6), q-hat = E[P (1 - P)] [M], in (0, 1/4): the reward variance expected within the prompt's next group.
+    def value(self, prompts: Ints | slice = slice(None)) -> Floats:
+        """Eq. (6), q-hat = E[P (1 - P)], in (0, 1/4): the reward variance expected within the prompt's next group.
 
         It is *lower* for prompts little is known of: the proxy is pessimistic, not an upper confidence bound.
         """
-        a, b = self.parameters()
+        a, b = self.parameters(prompts)
         total = a + b
         a *= b
         a /= total
@@ -48,8 +98,10 @@ class Posterior:
         return a
 
     def state_dict(self) -> State:
-        return {"successes": self._successes.copy(), "failures": self._failures.copy()}
+        return {"successes": self._successes.copy(), "failures": self._failures.copy(), "first": self._first.copy()}
 
     def load_state_dict(self, state: State) -> None:
         self._successes = np.array(state["successes"])
         self._failures = np.array(state["failures"])
+        self._first = np.array(state["first"])
+        self._set_priors()

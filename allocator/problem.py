@@ -4,13 +4,13 @@ All amounts here are in allocation units; only `allocator.py` knows how many res
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.ledger import AllocationError
-from allocator.spec import AllocatorSpec
+if TYPE_CHECKING:
+    from allocator.pool import Pool
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -19,30 +19,33 @@ State = dict[str, NDArray | int | float | str]
 
 @dataclass(frozen=True)
 class Problem:
-    """The constraints of eq. (1), in the paper's letters: M, K, B, C and N_max."""
+    """The constraints of eq. (1), in the paper's letters: M, K, B, C, N_max and g."""
 
     prompts: int
     epochs: int
     budget_units: int
     capacity_units: int
     max_units_per_prompt: int
+    unit_rollouts: int = 1
 
-    @classmethod
-    def of(cls, spec: AllocatorSpec, prompts: int, epochs: int) -> Self:
-        """Round budget and capacity down to whole units; capacity beyond M N_max cannot be used (eq. 2).
+    @property
+    def equal_share_units(self) -> float:
+        """R = B / M: the exposure that every prompt would have under equal shares."""
+        return self.budget_units / self.prompts
 
-        Raises:
-            AllocationError: `bad_size` if there is no prompt or no epoch.
-        """
-        if prompts < 1 or epochs < 1:
-            raise AllocationError("bad_size", f"{prompts} prompts and {epochs} epochs: at least one of each is needed")
-        return cls(
-            prompts=prompts,
-            epochs=epochs,
-            budget_units=spec.budget_rollouts // spec.unit_rollouts,
-            capacity_units=min(spec.max_rollouts_per_epoch // spec.unit_rollouts, prompts * spec.max_units_per_prompt),
-            max_units_per_prompt=spec.max_units_per_prompt,
-        )
+    @property
+    def pace_units(self) -> float:
+        """B-bar = B / K."""
+        return self.budget_units / self.epochs
+
+    @property
+    def max_group_rollouts(self) -> int:
+        """Responses of the largest group."""
+        return self.unit_rollouts * self.max_units_per_prompt
+
+    def groups(self, units: int) -> int:
+        """Groups, the last of them perhaps smaller, that `units` make."""
+        return -(-units // self.max_units_per_prompt)
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,44 @@ class Proposal:
         return type(self)(self.prompts[kept], units[kept])
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What the executed groups [n] of an epoch earned: rewards summed, and responses minus that."""
+
+    prompts: Ints
+    units: Ints
+    successes: Floats
+    failures: Floats
+
+    @property
+    def effective(self) -> np.ndarray:
+        """bool [n]: whether the group has both reward and room for it, so that its advantages are not all zero."""
+        return (self.successes > 0) & (self.failures > 0)
+
+
 class Policy(Protocol):
-    """Decides from its own state alone: `propose` changes nothing, `update` closes the epoch that was proposed."""
+    """Decides from its own state and the pool's: `propose` changes nothing, `update` closes the epoch proposed."""
+
+    holds_update: bool
+    """After `update`: the groups sampled so far wait for further ones before the learner gets them all in one batch."""
 
     def propose(self) -> Proposal:
         """The virtual allocation of this epoch."""
 
-    def update(self, proposal: Proposal, values: Floats) -> None:
-        """Move to the next epoch, given this epoch's proposal and the value proxy [M] *after* its feedback."""
+    def update(self, proposal: Proposal, outcome: Outcome) -> None:
+        """Move to the next epoch; the pool holds this epoch's feedback already."""
 
     def state_dict(self) -> State:
-        """Everything that `propose` and `update` depend on; arrays are copies."""
+        """Everything beside the pool that `propose` and `update` depend on; arrays are copies."""
 
     def load_state_dict(self, state: State) -> None:
-        """The inverse of `state_dict`; the caller has checked keys, shapes and types."""
+        """The inverse of `state_dict`; the caller has checked keys, shapes and types, and has loaded the pool."""
 
     def metrics(self) -> dict[str, float]:
         """What the policy has to say about itself."""
+
+
+class PolicyType(Protocol):
+    """A policy's class: what it decides on is the `pool`, random choices follow from `seed`."""
+
+    def __call__(self, pool: "Pool", seed: int) -> Policy: ...

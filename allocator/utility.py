@@ -4,6 +4,8 @@
 value of the prompt, R = B / M the exposure in units that every prompt would have under equal shares.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from allocator.problem import Floats
@@ -30,3 +32,12 @@ def conjugate_maximiser(slope: Floats, rate: Floats, max_exposure_units: float) 
         exposure /= rate
     exposure[rate == 0] = 0
     return np.clip(exposure, 0, max_exposure_units, out=exposure)
+
+
+BLOCK_PROMPTS = 16_384
+"""Prompts that are worked on together: their dozen temporary arrays stay in a core's cache."""
+
+
+def blocks(prompts: int) -> Iterator[slice]:
+    """Slices that cover the pool."""
+    return (slice(start, start + BLOCK_PROMPTS) for start in range(0, prompts, BLOCK_PROMPTS))

@@ -24,18 +24,21 @@ FIGURES: dict[str, Callable[[float], str]] = {
     "loss": lambda v: f"loss {v:.4g}",
     "tokens_per_s": lambda v: f"{v:,.0f} tokens/s",
 }
-"""Figures that are shown, in this order; `spent` (rollouts) becomes the budget bar, others are for the metrics only."""
+"""Figures that are shown, in this order; `spent` (of the budget) becomes the budget bar, others are for the metrics
+only."""
 
 
 class Display:
     """State of the run as a person follows it; shows nothing.
 
-    `budget_rollouts`: what the run's rl stages may spend, 0 without any. `clock`: seconds, monotonic.
+    `budget`: what the run's rl stages may spend, 0 without any, in `currency`. `clock`: seconds, monotonic.
     """
 
-    def __init__(self, name: str, budget_rollouts: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, budget: int = 0, currency: str = "rollouts", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.name = name
-        self.budget_rollouts = budget_rollouts
+        self.budget, self.currency = budget, currency
         self.finished: list[str] = []
         self.figures: dict[str, float] = {}
         self.stage_name = ""
@@ -69,7 +72,7 @@ class Display:
     def share(self) -> float:
         """Finished share of the stage, by units or by budget, whichever is further: either of the two ends it."""
         by_units = self._done / self._total if self._total else 0.0
-        by_budget = self.figures.get("spent", 0) / self.budget_rollouts if self.budget_rollouts else 0.0
+        by_budget = self.figures.get("spent", 0) / self.budget if self.budget else 0.0
         return min(1.0, max(by_units, by_budget))
 
     @property
@@ -92,14 +95,14 @@ class Display:
         return [show(self.figures[key]) for key, show in FIGURES.items() if key in self.figures]
 
     def _spent(self) -> str:
-        return f"{self.figures['spent']:,.0f}/{self.budget_rollouts:,} rollouts"
+        return f"{self.figures['spent']:,.0f}/{self.budget:,} {self.currency}"
 
 
 class PlainDisplay(Display):
     """Lines for logs: one per stage, note and twentieth of a stage."""
 
-    def __init__(self, console: Console, name: str, budget_rollouts: int = 0, **options: Any) -> None:
-        super().__init__(name, budget_rollouts, **options)
+    def __init__(self, console: Console, name: str, budget: int = 0, **options: Any) -> None:
+        super().__init__(name, budget, **options)
         self._console = console
         self._shown_twentieth = 0
 
@@ -135,8 +138,8 @@ class PlainDisplay(Display):
 class LiveDisplay(Display):
     """A panel that redraws itself; notes scroll by above it."""
 
-    def __init__(self, console: Console, name: str, budget_rollouts: int = 0, **options: Any) -> None:
-        super().__init__(name, budget_rollouts, **options)
+    def __init__(self, console: Console, name: str, budget: int = 0, **options: Any) -> None:
+        super().__init__(name, budget, **options)
         self._console = console
         self._rewards: list[float] = []
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4)
@@ -193,14 +196,14 @@ class LiveDisplay(Display):
             Text(f"{self._done:,}/{self._total:,} {self._unit}"),
             Text(left, "dim"),
         )
-        if "spent" in self.figures and self.budget_rollouts:
+        if "spent" in self.figures and self.budget:
             spent = ProgressBar(
-                total=self.budget_rollouts,
+                total=self.budget,
                 completed=self.figures["spent"],
                 complete_style="magenta",
                 finished_style="magenta",
             )
-            share = self.figures["spent"] / self.budget_rollouts
+            share = self.figures["spent"] / self.budget
             grid.add_row(Text("budget", "magenta"), spent, Text(self._spent()), Text(f"{share:.0%}", "dim"))
         return grid
 
@@ -218,7 +221,9 @@ def make_display(spec: "Spec") -> Display:
     """A live panel where standard output is a terminal, plain lines where it is not."""
     console = Console()
     kind = LiveDisplay if console.is_terminal and not console.is_dumb_terminal else PlainDisplay
-    return kind(console, spec.run.name, spec.allocator.budget_rollouts if spec.allocator else 0)
+    if spec.allocator is None:
+        return kind(console, spec.run.name)
+    return kind(console, spec.run.name, spec.allocator.budget, currency=spec.allocator.currency)
 
 
 def closing_table(name: str, summary: dict[str, Any]) -> RenderableType:
@@ -234,6 +239,8 @@ def closing_table(name: str, summary: dict[str, Any]) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     if rollouts.get("budget"):
         facts.add_row("rollouts", f"{rollouts.get('spent', 0):,} of {rollouts['budget']:,}")
+    if rollouts.get("budget_tokens"):
+        facts.add_row("tokens", f"{rollouts.get('tokens', 0):,} of {rollouts['budget_tokens']:,}")
     if "updates" in summary:
         facts.add_row("updates", f"{summary['updates']:,}")
     if "wall_s" in speed:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from actors.requests import GroupRequest, Sampling
+from allocator.allocator import Allocation
+from cluster.allocation import opening
 from cluster.checkpoint import RunDirectory, load_state, save_state, write_atomically
 from cluster.display import Display
 from cluster.errors import RunFailed
@@ -28,7 +30,7 @@ from trainer.evaluation import summarize
 from trainer.schedule import learning_rate
 from trainer.spec import EvaluateStage, PretrainStage, RLStage
 from trainer.tasks import Pools
-from trainer.types import Group
+from trainer.types import Group, merged
 
 PRETRAIN_CHUNK_S = 1.0
 """Pre-training is asked for in pieces of about this long, so that progress shows and Ctrl-C is heard."""
@@ -51,7 +53,9 @@ class Driver:
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
         self.journaled: set[int] = set()  # epochs whose rollouts the journal already holds, after a resume
+        self.held: list[Group] = []  # sampled, and waiting for the rest of a batch; empty at every checkpoint
         self.clock = Stopwatch()
+        self.currency = spec.allocator.currency if spec.allocator else "rollouts"
         self._wall = began  # on the clock of time.perf_counter
 
     # Stages.
@@ -100,13 +104,14 @@ class Driver:
     def _reinforce(self, stage: RLStage) -> None:
         self.display.stage("rl", stage.epochs, "epochs", self.stage_done)
         self.clock = Stopwatch()
-        exhausted = False
+        exhausted, since = False, self.stage_done
         while self.stage_done < stage.epochs and not exhausted:
             self._check_stop()
-            exhausted = self._epoch()
+            exhausted = self._epoch(last=self.stage_done + 1 == stage.epochs)
             self.stage_done += 1
             over = exhausted or self.stage_done == stage.epochs
-            if not over and self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
+            if not over and not self.held and self.stage_done - since >= self.spec.run.checkpoint_every_epochs:
+                since = self.stage_done
                 self._checkpoint()
         self._finish_stage()
 
@@ -139,11 +144,11 @@ class Driver:
 
     # One epoch.
 
-    def _epoch(self) -> bool:
-        """One decision and what follows from it; true when the budget is spent."""
+    def _epoch(self, last: bool) -> bool:
+        """One decision and what follows from it; true when the budget is spent. The `last` of a stage always learns."""
         clock = self.clock
         clock.begin()
-        epoch, allocator = self.epoch, self.actors.allocator
+        epoch = self.epoch
         allocation = self._allocator("decide", epoch)
         prompts, sizes = allocation.prompts.tolist(), allocation.rollouts.tolist()
         clock.lap("decide_s")
@@ -152,7 +157,7 @@ class Driver:
         if stored is None:
             self._serve_current_weights()
             clock.lap("publish_s")
-            groups = self._roll_out(epoch, prompts, sizes)
+            groups = self._roll_out(allocation)
             clock.lap("rollout_s")
             decision = {"prompts": prompts, "rollouts": sizes}
             self.run.save_groups(epoch, groups, {**decision, "rollout_s": clock.laps["rollout_s"]})
@@ -163,26 +168,37 @@ class Driver:
                     f"{self.run.path}: epoch {epoch} was decided differently before; the run cannot be resumed"
                 )
             clock.laps["rollout_s"] = extra["rollout_s"]
-        if epoch not in self.journaled:
-            sums = [float(group.rewards.sum()) for group in groups]
-            self.run.journal("rolled_out", epoch=epoch, rollouts=sum(map(len, groups)), reward_sums=sums)
-
         successes = np.array([group.rewards.sum() for group in groups])
         failures = np.array([len(group) for group in groups]) - successes
-        observed = allocator.observe.remote(epoch, allocation.prompts, successes, failures)
+        tokens = np.array([int(group.lengths.sum()) for group in groups], np.int64)
+        if epoch not in self.journaled:
+            figures = {"rollouts": sum(sizes), "reward_sums": successes.tolist(), "tokens": tokens.tolist()}
+            self.run.journal("rolled_out", epoch=epoch, **figures)
+        budget, holds, exhausted = self._allocator("observe", epoch, allocation.prompts, successes, failures, tokens)
         self.counters.count(groups)
         clock.lap("decide_s")
 
-        figures = self._learn(groups)
+        self.held += groups
+        figures = {"updates": 0} if holds and not last else self._learn(self._batch())
         clock.lap("learn_s")
-        budget, exhausted = self._wait_allocator(observed, "observe")
-        clock.lap("decide_s")
         self._record(epoch, groups, figures, budget, clock)
         return exhausted
 
-    def _roll_out(self, epoch: int, prompts: list[int], sizes: list[int]) -> list[Group]:
+    def _batch(self) -> list[Group]:
+        """The groups for an update. One that was filled over several epochs has one group per prompt, and only such as
+        teach something: that is what it waited for."""
+        held, self.held = self.held, []
+        if len({group.epoch for group in held}) < 2:
+            return held
+        return [group for group in merged(held) if np.ptp(group.rewards)]
+
+    def _roll_out(self, allocation: Allocation) -> list[Group]:
+        epoch, prompts, sizes = allocation.epoch, allocation.prompts.tolist(), allocation.rollouts.tolist()
         ids = [self.pools.train[p].id for p in prompts]
-        self.run.journal("decided", epoch=epoch, weight_version=self.version, prompts=ids, rollouts=sizes)
+        self.run.journal(
+            "decided", epoch=epoch, weight_version=self.version, prompts=ids, rollouts=sizes,
+            believed=allocation.believed.round(4).tolist(), price=allocation.price,
+        )  # fmt: skip
         requests = [
             GroupRequest(f"{epoch}/{pid}", epoch, p, n, self.version)
             for pid, p, n in zip(ids, prompts, sizes, strict=True)
@@ -225,7 +241,7 @@ class Driver:
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
         self.display.advance(
-            self.stage_done + 1, epoch=epoch, spent=row["spent_rollouts"], reward=row["reward_mean"],
+            self.stage_done + 1, epoch=epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],
             effective_share=row["effective_share"], tokens_per_s=row["time"]["tokens_per_s"],
         )  # fmt: skip
 
@@ -257,7 +273,10 @@ class Driver:
 
     def _restore(self) -> None:
         """Go back to the newest checkpoint, if there is one; rows of metrics that will be written again are dropped."""
-        self.journaled = {event["epoch"] for event in self.run.events() if event["event"] == "rolled_out"}
+        events = self.run.events()
+        self.journaled = {event["epoch"] for event in events if event["event"] == "rolled_out"}
+        if self.actors.allocator is not None and not any(event["event"] == "allocator" for event in events):
+            self.run.journal("allocator", **opening(self.spec, self.pools.train))
         found = self.run.newest_checkpoint()
         if found is None:
             self.run.keep_metrics(lambda row: False)
@@ -275,7 +294,8 @@ class Driver:
 
     def _check_stop(self) -> None:
         if self.stop_requested():
-            self._checkpoint()
+            if not self.held:  # else an older checkpoint and the stored rollouts since then lead back here
+                self._checkpoint()
             self.run.journal("interrupted", epoch=self.epoch)
             raise KeyboardInterrupt
 
@@ -291,7 +311,5 @@ class Driver:
         return wait(calls, self.spec.limits.learn_timeout_s, f"learner: {method}")
 
     def _allocator(self, method: str, *args: Any) -> Any:
-        return self._wait_allocator(getattr(self.actors.allocator, method).remote(*args), method)
-
-    def _wait_allocator(self, call: Any, method: str) -> Any:
+        call = getattr(self.actors.allocator, method).remote(*args)
         return wait([call], self.spec.limits.learn_timeout_s, f"allocator: {method}")[0]

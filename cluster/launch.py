@@ -107,7 +107,7 @@ def _hush() -> None:
 
 def _metrics(spec: Spec) -> Metrics:
     try:
-        return Metrics(spec.cluster.metrics_port, spec.allocator.budget_rollouts if spec.allocator else 0)
+        return Metrics(spec.cluster.metrics_port, spec.allocator)
     except OSError as error:
         raise BadInput(f"cluster.metrics_port = {spec.cluster.metrics_port}: {error}") from None
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
 
+from allocator.spec import AllocatorSpec
+
 STOP_TIMEOUT_S = 5.0
 """Longest wait for the endpoint's thread to end."""
 
@@ -31,9 +33,20 @@ METRICS = (
     Metric("tailrace_groups_total", Counter, "Groups sampled.", "groups"),
     Metric("tailrace_rollouts_total", Counter, "Responses sampled.", "rollouts"),
     Metric("tailrace_tokens_total", Counter, "Response tokens sampled.", "tokens"),
-    Metric("tailrace_budget_rollouts", Gauge, "Rollouts that the run may spend."),
+    Metric("tailrace_budget_rollouts", Gauge, "Rollouts that the run may spend; 0 under a token budget."),
+    Metric("tailrace_budget_tokens", Gauge, "Response tokens that the run may spend; 0 under a rollout budget."),
     Metric("tailrace_spent_rollouts", Gauge, "Rollouts spent, those before a resume included.", "spent_rollouts"),
-    Metric("tailrace_price", Gauge, "Dual price of the budget, normalised to [0, 1].", "price"),
+    Metric("tailrace_spent_tokens", Gauge, "Response tokens spent, those before a resume included.", "spent_tokens"),
+    Metric("tailrace_price", Gauge, "Price of the budget, relative to the most that a unit can be worth.", "price"),
+    Metric("tailrace_sampled_prompts_ratio", Gauge, "Share of the prompts sampled at least once.", "sampled_share"),
+    Metric("tailrace_posterior_mean_ratio", Gauge, "Believed success rate, mean over prompts.", "posterior_mean"),
+    Metric(
+        "tailrace_posterior_prompts",
+        Gauge,
+        "Prompts by believed success rate; the label is the upper edge of the bin.",
+        "posterior_prompts",
+        "success",
+    ),
     Metric("tailrace_reward_mean", Gauge, "Mean reward of the epoch's rollouts.", "reward_mean"),
     Metric("tailrace_family_reward_mean", Gauge, "Mean reward of the family's rollouts.", "families", "family"),
     Metric("tailrace_effective_group_ratio", Gauge, "Share of groups whose rewards differ.", "effective_share"),
@@ -68,13 +81,14 @@ class Metrics:
     `port` 0 picks a free one. Raises OSError when the port is taken.
     """
 
-    def __init__(self, port: int = 0, budget_rollouts: int = 0) -> None:
+    def __init__(self, port: int = 0, budget: AllocatorSpec | None = None) -> None:
         disable_created_metrics()  # a second series per counter that nobody reads
         self.registry = CollectorRegistry()
         self._of: dict[str, Any] = {
             m.name: m.kind(m.name, m.help, [m.label] if m.label else [], registry=self.registry) for m in METRICS
         }
-        self._of["tailrace_budget_rollouts"].set(budget_rollouts)
+        if budget:
+            self._of[f"tailrace_budget_{budget.currency}"].set(budget.budget)
         self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
         self.port: int = self._server.server_port
 

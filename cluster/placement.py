@@ -12,6 +12,7 @@ from actors.learner import LearnerConfig, LearnerRank
 from actors.plugin import BACKEND
 from actors.rollout import RolloutWorker
 from actors.seeds import derive_seed
+from cluster.allocation import allocator_arguments
 from cluster.bundles import bundles
 from cluster.checkpoint import RunDirectory
 from cluster.errors import RunFailed
@@ -124,7 +125,7 @@ class Cluster:
                 **options(bundle, f"learner-{i}", c.cpus_per_learner_rank, c.gpus_per_learner_rank)
             )
             ranks.append(self._keep(actor.remote(self._learner_config(), i, spec.task, pools_ref)))
-        allocator = self._start_allocator(len(pools["train"]))
+        allocator = self._start_allocator(pools["train"])
         timeout = spec.limits.start_timeout_s
         host, port = wait([ranks[0].address.remote()], timeout, "learner rank 0")[0]
         starting = [rank.start.remote(host, port) for rank in ranks] + [w.ready.remote() for w in workers.values()]
@@ -144,17 +145,16 @@ class Cluster:
     def _log(self, name: str) -> str:
         return str(self._run.logs / f"{name}.log")
 
-    def _start_allocator(self, prompts: int) -> Any | None:
+    def _start_allocator(self, pool: list[Prompt]) -> Any | None:
         import ray
 
         spec = self._spec
         if spec.allocator is None:
             return None
-        seed = derive_seed(spec.run.seed, "allocator")
         actor = ray.remote(AllocatorActor).options(
             num_cpus=0, runtime_env={"env_vars": {"TAILRACE_LOG": self._log("allocator")}}
         )
-        return self._keep(actor.remote(spec.allocator, prompts, max(spec.rl_epochs, 1), seed))
+        return self._keep(actor.remote(**allocator_arguments(spec, pool)))
 
     def _engine_config(self, slot: int) -> EngineConfig:
         spec = self._spec

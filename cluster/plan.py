@@ -30,6 +30,7 @@ class BudgetPlan:
     """The rl stages together; rollouts and tokens of training, evaluations not included."""
 
     rollouts: int
+    """Under a token budget: those that it pays for if every response is as long as it may be."""
     epochs: int
     rollouts_per_epoch_mean: float
     rollouts_per_epoch_max: int
@@ -101,17 +102,19 @@ def _budget(spec: Spec, prompts: int) -> BudgetPlan | None:
     a, epochs = spec.allocator, spec.rl_epochs
     if a is None or not epochs:
         return None
+    longest = spec.rollout.max_response_tokens
+    rollouts = a.budget if a.currency == "rollouts" else a.budget // longest
     return BudgetPlan(
-        rollouts=a.budget_rollouts,
+        rollouts=rollouts,
         epochs=epochs,
-        rollouts_per_epoch_mean=a.budget_rollouts / epochs,
+        rollouts_per_epoch_mean=rollouts / epochs,
         rollouts_per_epoch_max=min(a.max_rollouts_per_epoch, prompts * a.max_group_rollouts),
         group_rollouts_min=a.unit_rollouts,
         group_rollouts_max=a.max_group_rollouts,
-        groups_per_epoch_mean=a.budget_rollouts / epochs / a.unit_rollouts,
+        groups_per_epoch_mean=rollouts / epochs / a.unit_rollouts,
         groups_per_epoch_max=min(a.max_rollouts_per_epoch // a.unit_rollouts, prompts),
-        visits_per_prompt=a.budget_rollouts / a.unit_rollouts / prompts,
-        tokens_max=a.budget_rollouts * spec.rollout.max_response_tokens,
+        visits_per_prompt=rollouts / a.unit_rollouts / prompts,
+        tokens_max=a.budget if a.currency == "tokens" else rollouts * longest,
     )
 
 

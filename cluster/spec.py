@@ -104,7 +104,9 @@ class Spec(Section):
     def _stages_have_what_they_need(self) -> Self:
         kinds = [stage.stage for stage in self.recipe]
         if "rl" in kinds and self.allocator is None:
-            raise ValueError("recipe has an rl stage, so the spec needs an allocator section with budget_rollouts")
+            raise ValueError(
+                "recipe has an rl stage, so the spec needs an allocator section with budget_rollouts or budget_tokens"
+            )
         heldout = [s.heldout_prompts or getattr(s, "heldout_path", None) for s in self.task.sources]
         if "evaluate" in kinds and not any(heldout):
             raise ValueError("recipe has an evaluate stage, but no task source holds out any prompts (heldout_prompts)")
@@ -117,10 +119,18 @@ class Spec(Section):
         a = self.allocator
         if a is None or not self.rl_epochs:
             return self
-        if a.budget_rollouts > self.rl_epochs * a.max_rollouts_per_epoch:
+        longest = self.rollout.max_response_tokens
+        each = 1 if a.currency == "rollouts" else longest
+        if a.budget > self.rl_epochs * a.max_rollouts_per_epoch * each:
             raise ValueError(
-                f"allocator.budget_rollouts = {a.budget_rollouts} cannot be spent: {self.rl_epochs} epochs x "
-                f"max_rollouts_per_epoch {a.max_rollouts_per_epoch} = {self.rl_epochs * a.max_rollouts_per_epoch}"
+                f"allocator.budget_{a.currency} = {a.budget} cannot be spent: {self.rl_epochs} epochs x "
+                f"max_rollouts_per_epoch {a.max_rollouts_per_epoch}{'' if each == 1 else f' x {longest} tokens'} = "
+                f"{self.rl_epochs * a.max_rollouts_per_epoch * each}"
+            )
+        if a.currency == "tokens" and a.budget < a.unit_rollouts * longest:
+            raise ValueError(
+                f"allocator.budget_tokens = {a.budget} does not hold one group of unit_rollouts {a.unit_rollouts} x "
+                f"rollout.max_response_tokens {longest}"
             )
         return self
 

@@ -124,7 +124,8 @@ def summary(
         "epochs": epochs,
         "updates": counters.updates,
         "rollouts": {
-            "budget": spec.allocator.budget_rollouts if spec.allocator else 0,
+            "budget": (spec.allocator.budget_rollouts if spec.allocator else None) or 0,
+            "budget_tokens": (spec.allocator.budget_tokens if spec.allocator else None) or 0,
             "spent": counters.rollouts,
             "tokens": counters.tokens,
             "lost": sampled_rollouts - counters.rollouts,

@@ -1,6 +1,6 @@
 """The plain data that crosses rooms. Needs numpy only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,3 +69,18 @@ class Group:
         for i, (end, length) in enumerate(zip(ends, self.lengths, strict=True)):
             span = slice(end - length, end)
             yield Rollout(self.token_ids[span], self.logprobs[span], float(self.rewards[i]), bool(self.truncated[i]))
+
+
+def merged(groups: Sequence[Group]) -> list[Group]:
+    """One group per prompt, in the order of their first groups: what one weight version sampled over several epochs."""
+    by_prompt: dict[int, list[Group]] = {}
+    for group in groups:
+        by_prompt.setdefault(group.prompt, []).append(group)
+    return [_joined(parts) for parts in by_prompt.values()]
+
+
+def _joined(parts: Sequence[Group]) -> Group:
+    first = parts[0]
+    columns = ("token_ids", "logprobs", "lengths", "rewards", "truncated")
+    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in columns]
+    return Group(first.id, first.epoch, first.prompt, first.weight_version, *joined)

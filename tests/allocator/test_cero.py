@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator import Allocator, AllocatorSpec
-from allocator.cero import Cero, best_first
-from allocator.problem import Problem
+from allocator.cero import Cero
+from allocator.order import best_first
+from allocator.pool import Pool
+from allocator.problem import Outcome, Problem
 from allocator.utility import saturation_rate, utility
 
 
@@ -27,8 +29,8 @@ class Algorithm1:
         self.rem = self.B - state["spent_rollouts"] // spec.unit_rollouts
         self.theta, self.nu = state["policy.priority"].tolist(), state["policy.price"]
         self.tie_rank = state["policy.tie_rank"].tolist()
-        self.a = [spec.prior_successes + s for s in state["posterior.successes"].tolist()]
-        self.b = [spec.prior_failures + f for f in state["posterior.failures"].tolist()]
+        self.a = [spec.prior_successes + s for s in state["pool.posterior.successes"].tolist()]
+        self.b = [spec.prior_failures + f for f in state["pool.posterior.failures"].tolist()]
 
     def allocate(self) -> dict[int, int]:
         """Executed units by prompt, in order."""
@@ -55,7 +57,7 @@ class Algorithm1:
         self.nu = min(max(self.nu - gamma * (pace - sum(self.virtual)) / max(pace, self.C - pace), 0), 1)
 
 
-@given(cases(policies=["cero"]))
+@given(cases(policies=["cero"], as_published=True))
 def test_every_epoch_is_an_epoch_of_algorithm_1(case):
     allocator = case.allocator()
     for epoch in range(case.epochs):
@@ -72,8 +74,10 @@ def test_every_epoch_is_an_epoch_of_algorithm_1(case):
         state = allocator.state_dict()
         np.testing.assert_allclose(state["policy.priority"], reference.theta, atol=1e-12)
         np.testing.assert_allclose(state["policy.price"], reference.nu, atol=1e-12)
-        np.testing.assert_allclose(case.spec.prior_successes + state["posterior.successes"], reference.a, atol=1e-12)
-        np.testing.assert_allclose(case.spec.prior_failures + state["posterior.failures"], reference.b, atol=1e-12)
+        np.testing.assert_allclose(
+            case.spec.prior_successes + state["pool.posterior.successes"], reference.a, atol=1e-12
+        )
+        np.testing.assert_allclose(case.spec.prior_failures + state["pool.posterior.failures"], reference.b, atol=1e-12)
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]), max_size=40), st.integers(1, 45), st.integers(0, 99))
@@ -84,7 +88,7 @@ def test_selection_is_the_head_of_the_full_sort(margins, count, seed):
     assert best_first(margin, rank, count).tolist() == expected[:count]
 
 
-@given(cases(policies=["cero"]), st.integers(0, 2**31))
+@given(cases(policies=["cero"], as_published=True), st.integers(0, 2**31))
 def test_renaming_the_prompts_renames_the_decisions(case, shuffle_seed):
     """With the tie order renamed too, all else is symmetric in the prompts, to the last bit."""
     new_name = np.random.default_rng(shuffle_seed).permutation(case.prompts)
@@ -103,7 +107,9 @@ def test_renaming_the_prompts_renames_the_decisions(case, shuffle_seed):
 
 def test_prompts_never_sampled_stay_exactly_tied():
     """Vectorised arithmetic must not depend on a prompt's place in the array, or the blind first pass has an order."""
-    allocator = Allocator(AllocatorSpec(budget_rollouts=4_000, max_rollouts_per_epoch=80), 1_001, 60, seed=0)
+    allocator = Allocator(
+        AllocatorSpec(policy="cero", budget_rollouts=4_000, max_rollouts_per_epoch=80), 1_001, 60, seed=0
+    )
     seen = np.concatenate([step(allocator, 0).prompts for _ in range(30)])
     unseen = np.setdiff1d(np.arange(1_001), seen)
     assert len(unseen) > 500
@@ -122,14 +128,17 @@ def static_regret(epochs: int) -> float:
     problem = Problem(prompts=64, epochs=epochs, budget_units=32 * epochs, capacity_units=64, max_units_per_prompt=2)
     p = np.random.default_rng(0).beta(0.5, 0.5, problem.prompts)
     values = p * (1 - p)
-    policy = Cero(problem, values, saturation=1.0, initial_price=0.5, seed=0)
-    exposure, left = np.zeros(problem.prompts), problem.budget_units
+    spec = AllocatorSpec(policy="cero", unit_rollouts=1, budget_rollouts=32 * epochs, max_rollouts_per_epoch=64)
+    pool = Pool(spec, problem, np.zeros(64, np.int64))
+    pool.posterior.value = lambda prompts=slice(None): values[prompts].copy()
+    policy = Cero(pool, seed=0)
+    exposure, left, nothing = np.zeros(problem.prompts), problem.budget_units, np.zeros(0)
     for _ in range(epochs):
         proposal = policy.propose()
         executed = proposal.clipped(left)
         exposure[executed.prompts] += executed.units
         left -= int(executed.units.sum())
-        policy.update(proposal, values)
+        policy.update(proposal, Outcome(executed.prompts, executed.units, nothing, nothing))
     rate = saturation_rate(values, 1.0, problem.budget_units / problem.prompts)
     return best_utility(rate, problem) - float(utility(rate, exposure).mean())
 

@@ -14,11 +14,21 @@ def test_spent_plus_remaining_is_the_budget_and_neither_is_negative(budget, amou
                 ledger.reserve(epoch, amount)
         else:
             ledger.reserve(epoch, amount)
-            assert ledger.spent_rollouts + amount + ledger.remaining_rollouts == budget
+            assert ledger.spent + amount + ledger.remaining == budget
             ledger.settle(epoch, amount)
             booked += amount
-        assert ledger.spent_rollouts == booked <= budget
-        assert ledger.remaining_rollouts == budget - booked
+        assert ledger.spent == booked <= budget
+        assert ledger.remaining == budget - booked
+
+
+def test_tokens_are_reserved_at_most_and_settled_as_sampled():
+    ledger = Ledger(100, "tokens")
+    ledger.reserve(0, 80)
+    assert ledger.remaining == 20
+    with pytest.raises(AllocationError, match="mismatch"):
+        ledger.settle(0, 81)
+    ledger.settle(0, 30)
+    assert (ledger.spent, ledger.remaining) == (30, 70)
 
 
 def test_only_what_an_epoch_reserved_is_settled_and_only_once():
@@ -35,10 +45,10 @@ def test_only_what_an_epoch_reserved_is_settled_and_only_once():
     ledger.settle(0, 4)
     with pytest.raises(AllocationError, match="not_reserved"):
         ledger.settle(0, 4)
-    assert (ledger.spent_rollouts, ledger.remaining_rollouts) == (4, 6)
+    assert (ledger.spent, ledger.remaining) == (4, 6)
 
 
 @pytest.mark.parametrize("spent", [-1, 11])
 def test_an_impossible_opening_balance_is_refused(spent):
     with pytest.raises(AllocationError, match="bad_ledger"):
-        Ledger(10, spent)
+        Ledger(10, "tokens", spent)

@@ -8,7 +8,7 @@ import pytest
 from allocator import Allocator, AllocatorSpec
 
 M, K = 8_958, 500
-SPEC = AllocatorSpec(budget_rollouts=256_000, max_rollouts_per_epoch=528)
+SPEC = AllocatorSpec(policy="cero", budget_rollouts=256_000, max_rollouts_per_epoch=528)
 EQUAL_SHARE_UNITS = 64_000 / M
 BIN_EDGES = [0.2, 0.4, 0.6, 0.8]
 

@@ -1,6 +1,6 @@
 import numpy as np
 from allocator_runs import cases, step
-from hypothesis import given
+from hypothesis import assume, given
 
 from allocator import Allocator, AllocatorSpec
 
@@ -8,7 +8,8 @@ from allocator import Allocator, AllocatorSpec
 @given(cases(policies=["uniform"]))
 def test_pace_is_even_and_the_budget_is_spent_to_the_unit(case):
     allocator, unit = case.allocator(), case.spec.unit_rollouts
-    budget = case.spec.budget_rollouts // unit
+    assume(case.spec.currency == "rollouts")
+    budget = case.spec.budget // unit
     capacity = min(case.spec.max_rollouts_per_epoch // unit, case.prompts * case.spec.max_units_per_prompt)
     spent = [int(step(allocator, case.seed).rollouts.sum()) // unit for _ in range(case.epochs)]
     assert all(abs(units - min(budget / case.epochs, capacity)) < 1 for units in spent)

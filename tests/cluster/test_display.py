@@ -157,7 +157,7 @@ def test_closing_table_without_comparison():
 def test_outside_a_terminal_the_display_is_plain():
     display = make_display(parse_spec(small(), "run.yaml"))
     assert isinstance(display, PlainDisplay)
-    assert (display.name, display.budget_rollouts) == ("small", 240)
+    assert (display.name, display.budget, display.currency) == ("small", 240, "rollouts")
 
 
 def test_duration_and_sparkline():

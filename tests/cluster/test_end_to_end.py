@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.allocation import replayed
 from cluster.checkpoint import RunDirectory
 from cluster.display import Display
 from cluster.errors import RunFailed
@@ -67,6 +68,14 @@ def test_spent_rollouts_agree_between_ledger_journal_and_metrics(finished):
     assert decided == rolled_out == sum(row["rollouts"] for row in rows) == rows[-1]["spent_rollouts"] <= 240
 
 
+def test_the_journal_replays_to_the_same_decisions(finished):
+    taken = list(replayed(finished))
+    assert len(taken) == len(finished.metrics())
+    last, _ = taken[-1]
+    assert last.metrics()["spent_tokens"] == finished.metrics()[-1]["spent_tokens"] > 0
+    assert {p: n for p, n in finished.metrics()[-1]["posterior_prompts"].items() if n}
+
+
 def test_every_group_dispatched_comes_back_exactly_once(finished):
     sent = [group for e in finished.events() if e["event"] == "dispatched" for group in e["groups"]]
     back = [group for e in finished.events() if e["event"] == "completed" for group in e["groups"]]
@@ -119,6 +128,22 @@ def test_killed_in_every_phase_and_resumed_equals_uninterrupted(finished, ray_cl
     assert ours["evaluation"] == theirs["evaluation"]
     assert ours["rollouts"]["spent"] == theirs["rollouts"]["spent"]
     assert ours["rollouts"]["lost"] > 0
+
+
+def test_a_batch_is_filled_over_epochs_of_one_weight_version_under_a_token_budget(ray_cluster, tmp_path, small):
+    """DAPO's dynamic sampling: an update waits until enough groups teach something; tokens are the budget."""
+    del small["recipe"][1], small["recipe"][-1], small["task"]["reward"]
+    small["allocator"] = {**small["allocator"], "policy": "dapo", "budget_rollouts": None, "budget_tokens": 1200}
+    run = RunDirectory(tmp_path / "dapo")
+    summary = train(spec_of(small, ray_cluster), run.path, Display("dapo"))
+    rows = run.metrics()
+    assert 0 < summary["rollouts"]["tokens"] == rows[-1]["spent_tokens"] <= 1200
+    versions = [row["weight_version"] for row in rows]
+    held = [row["updates"] == 0 for row in rows]
+    assert any(held[:-1])
+    assert not held[-1] or rows[-1]["effective_share"] == 0
+    assert all(now == before for now, before, wait in zip(versions[1:], versions, held[1:], strict=False) if wait)
+    assert len(list(replayed(run))) == len(rows)
 
 
 def test_a_finished_or_foreign_run_directory_is_refused(finished, ray_cluster, small):

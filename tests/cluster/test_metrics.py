@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from allocator import AllocatorSpec
 from cluster.metrics import METRICS, Metrics, table
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -29,6 +30,10 @@ ROW = {
     "entropy": 0.75,
     "logprob_gap_mean": 0.001,
     "logprob_gap_max": 0.01,
+    "spent_tokens": 960.0,
+    "sampled_share": 0.25,
+    "posterior_mean": 0.4,
+    "posterior_prompts": {"0.1": 3, "1.0": 1},
     "price": 0.4,
     "weight_version": 5,
     "families": {"gcd": 0.5, "chain_sum": 0.0},
@@ -45,7 +50,7 @@ ROW = {
 
 @pytest.fixture
 def metrics() -> Iterator[Metrics]:
-    metrics = Metrics(0, budget_rollouts=100)
+    metrics = Metrics(0, AllocatorSpec(budget_rollouts=100, max_rollouts_per_epoch=8))
     yield metrics
     metrics.close()
 
@@ -107,14 +112,14 @@ def test_every_metric_is_fed(metrics):
     before = set(served(metrics).items())
     metrics.observe_epoch(ROW)
     changed = {re.split(r"[{ ]", name)[0] for name, _ in set(served(metrics).items()) - before}
-    assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts"}
+    assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts", "tailrace_budget_tokens"}
 
 
 def test_names_follow_the_conventions():
     for metric in METRICS:
         assert re.fullmatch(r"tailrace_[a-z0-9_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind.__name__ == "Counter")
-    assert {metric.label for metric in METRICS} <= {None, "stage", "phase", "family"}
+    assert {metric.label for metric in METRICS} <= {None, "stage", "phase", "family", "success"}
 
 
 def test_docs_list_exactly_these_metrics(metrics):
