@@ -48,6 +48,6 @@ def _compare(allocation: Allocation, prompts: list[int], rollouts: list[int]) ->
     if allocation.prompts.tolist() != prompts or allocation.rollouts.tolist() != rollouts:
         raise AllocationError(
             "other_decision",
-            f"epoch {allocation.epoch}: the journal holds {len(prompts)} groups of {sum(rollouts)} rollouts, decided now "
-            f"are {len(allocation.prompts)} groups of {int(allocation.rollouts.sum())}, or other prompts",
+            f"epoch {allocation.epoch}: the journal holds {len(prompts)} groups of {sum(rollouts)} rollouts, but "
+            f"{len(allocation.prompts)} groups of {int(allocation.rollouts.sum())}, or other prompts, are decided now",
         )

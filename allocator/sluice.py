@@ -4,8 +4,8 @@ Derived in docs/allocator.md. Three numbers decide:
 
 * the **gain** of a prompt's next group, E[U(q, z + n) - U(q, z)] under its posterior (CERO's utility, eq. (3), at the
   exposure that was really executed, instead of a dual that creeps after it);
-* what the group **reveals**: the share n / (a + b + n) of the belief's variance that n responses resolve, times what
-  knowing q would be worth; it counts for as much of it as there is budget left to use it;
+* what the group **reveals**: the share sqrt(n / (a + b + n)) of the belief's deviation that n responses resolve, times
+  what knowing q would be worth; it counts by the share of the budget that is left to use it;
 * the **price**: the level to which the remaining budget fills all utilities at the current beliefs, solved anew in
   every epoch. An epoch samples what is worth more than its price, up to its capacity, and never so little that the
   budget could not be spent any more.
@@ -19,10 +19,10 @@ from allocator.pool import Pool
 from allocator.problem import Ints, Outcome, Proposal, State
 from allocator.utility import blocks, saturation_rate
 
-REFRESH_PARTS = 32
+REFRESH_PARTS = 64
 """The index of a prompt that is not sampled ages (the price and its family's prior move): every epoch works a part of
 the pool anew, at least `REFRESH_PROMPTS`."""
-REFRESH_PROMPTS = 1024
+REFRESH_PROMPTS = 256
 
 
 class Sluice:
@@ -65,8 +65,7 @@ class Sluice:
             self._refresh_all()
             return
         start = (self._pool.epoch * part) % prompts
-        self._refresh(outcome.prompts)
-        self._refresh(self._rotation[start : start + part])
+        self._refresh(np.concatenate([outcome.prompts, self._rotation[start : start + part]]))
         self._solve_price()
 
     def _refresh_all(self) -> None:
@@ -84,14 +83,15 @@ class Sluice:
         rate = saturation_rate(value, pool.spec.utility_saturation, pool.problem.equal_share_units)
         log_slope = np.log(rate) - rate * exposure[:, None]
         self._log_slope[prompts], self._depth[prompts] = log_slope[:, -1], 1 / rate[:, -1]
-        self._gain[prompts] = (np.exp(log_slope[:, :-1]) / rate[:, :-1] * -np.expm1(-rate[:, :-1] * units)) @ weight
+        gain = np.exp(log_slope[:, :-1]) / rate[:, :-1] * -np.expm1(-rate[:, :-1] * units)
+        self._gain[prompts] = (gain * weight).sum(axis=1)
 
         # Surplus of filling a utility from here down to the price: (slope - price - price log(slope / price)) / rate.
         above = np.maximum(log_slope - rate * units - self._log_price - np.log(pool.cost(prompts))[..., None], 0)
         surplus = np.exp(self._log_price) * (np.expm1(above) - above) / rate
-        known = np.maximum(surplus[:, :-1] @ weight - surplus[:, -1], 0)
+        known = np.maximum((surplus[:, :-1] * weight).sum(axis=1) - surplus[:, -1], 0)
         responses = units * pool.problem.unit_rollouts
-        self._reveal[prompts] = responses / (a + b + responses) * known
+        self._reveal[prompts] = np.sqrt(responses / (a + b + responses)) * known
 
     def _solve_price(self) -> None:
         """The log price at which filling every utility down to it takes the remaining budget, by Newton's method.

@@ -9,9 +9,13 @@ PolicyName = Literal[
     "reinforce_ada", "mopps", "pilot_commit",
 ]  # fmt: skip
 
-# What a policy believes if the spec does not say: CERO and its kin as in their papers, the others like `sluice`.
+# What a policy believes if the spec does not say: CERO and most others as in the paper of CERO.
 _AS_PUBLISHED = {"prior": "fixed", "forgetting": 1.0, "forgetting_per": "epoch"}
-_LEARNED = {"prior": "learned", "forgetting": 0.5, "forgetting_per": "share"}
+_BELIEFS = {
+    "sluice": {"prior": "learned", "forgetting": 0.5, "forgetting_per": "share"},
+    "vip": {**_AS_PUBLISHED, "prior": "learned"},
+    "mopps": {**_AS_PUBLISHED, "forgetting": 0.5, "forgetting_per": "visit"},
+}
 
 
 class AllocatorSpec(BaseModel):
@@ -32,7 +36,7 @@ class AllocatorSpec(BaseModel):
     """Capacity of one epoch in responses (C in CERO, there in units)."""
     prior: Literal["fixed", "learned"] | None = None
     """Where beliefs start: `fixed` at the two counts below, or `learned` for each family of prompts from the first
-    group of every prompt sampled so far. Not given: `learned` for `sluice`, `fixed` for the others."""
+    group of every prompt sampled so far. Not given: `learned` for `sluice` and `vip`, `fixed` for the others."""
     prior_successes: float = Field(default=1.0, gt=0)
     """Beta prior of every prompt: pseudo-count of correct responses (a_0)."""
     prior_failures: float = Field(default=1.0, gt=0)
@@ -40,15 +44,16 @@ class AllocatorSpec(BaseModel):
     utility_saturation: float = Field(default=1.0, gt=0)
     """How fast the value of further rollouts on one prompt saturates (lambda in CERO)."""
     forgetting: float | None = Field(default=None, gt=0, le=1)
-    """Share of the evidence kept (rho in CERO); 1 forgets nothing. Not given: 0.5 for `sluice`, 1 for the others."""
+    """Share of the evidence kept (rho in CERO); 1 forgets nothing. Not given: 0.5 for `sluice` and `mopps`, else 1."""
     forgetting_per: Literal["epoch", "visit", "share"] | None = None
     """When evidence fades: every `epoch` for all prompts (CERO), at each `visit` to the prompt, or for each equal
-    `share` of the budget (budget / prompts) spent on the prompt. Not given: `share` for `sluice`, `epoch` for the
-    others."""
+    `share` of the budget (budget / prompts) spent on the prompt. Not given: `share` for `sluice`, `visit`
+    for `mopps`, `epoch` for the others."""
     initial_price: float = Field(default=0.5, ge=0, le=1)
     """Normalised dual price of the budget before the first epoch (nu_1 in CERO)."""
-    coverage_share: float = Field(default=0.0, ge=0, lt=1)
-    """`sluice`: share of each epoch that goes to the prompts sampled least, whatever is believed of them."""
+    coverage_share: float = Field(default=0.25, ge=0, lt=1)
+    """`sluice`: share of each epoch that goes to the prompts sampled least, whatever is believed of them, so that a
+    policy does not unlearn what it is never asked."""
 
     @property
     def currency(self) -> Literal["rollouts", "tokens"]:
@@ -70,7 +75,7 @@ class AllocatorSpec(BaseModel):
     def _beliefs_follow_the_policy(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        beliefs = _LEARNED if data.get("policy", "sluice") == "sluice" else _AS_PUBLISHED
+        beliefs = _BELIEFS.get(str(data.get("policy", "sluice")), _AS_PUBLISHED)
         return {**data, **{name: value for name, value in beliefs.items() if data.get(name) is None}}
 
     @model_validator(mode="after")

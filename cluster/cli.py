@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `tailrace --help` answers 
 one place where exceptions become exit codes: 0 good, 1 failed, 2 bad input, 130 interrupted.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from allocator.simulator.report import Report
     from cluster.display import Display
     from cluster.spec import Spec
 
@@ -93,8 +95,84 @@ def plan(
             show(plan)
 
 
+@app.command()
+def allocation(
+    context: typer.Context,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run, finished or not.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="RUN_DIR/allocation.svg if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers by family as JSON.")] = False,
+) -> None:
+    """Draw what the budget scheduler did: price, spend, and what it believed of every prompt and gave to it."""
+    with _errors_as_exit_codes(context):
+        from cluster.allocation_plot import plot
+        from cluster.checkpoint import RunDirectory
+
+        path = out or run_dir / "allocation.svg"
+        families = plot(RunDirectory(run_dir), path)
+        if as_json:
+            typer.echo(json.dumps(families))
+            return
+        for name, row in families.items():
+            shares = f"{row['rollouts'] / row['prompts']:.1f} rollouts per prompt"
+            typer.echo(f"{name}: {shares}, believed success {row['believed_first']:.2f} -> {row['believed_last']:.2f}")
+        typer.echo(f"drawn in {path}")
+
+
+@app.command()
+def simulate(
+    context: typer.Context,
+    experiments: Annotated[
+        list[str] | None, typer.Argument(metavar="EXPERIMENT...", help="paper, league, static, drift, tokens; or all.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each setting.")] = None,
+    policies: Annotated[str | None, typer.Option(metavar="A,B", help="Only these policies.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small pools and few rounds: a look in seconds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as one JSON object.")] = False,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the results as SVG files.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Replay a recording (.npz), or the directory of a uniform run.")
+    ] = None,
+) -> None:
+    """Judge the budget scheduler's policies without a model: synthetic prompts, exact optima, the paper's bounds."""
+    with _errors_as_exit_codes(context):
+        from allocator.simulator.experiments import BadSettings, simulate
+        from trainer.types import BadInput
+
+        reports = []
+        try:
+            chosen = policies.split(",") if policies is not None else None
+            for report in simulate(experiments or [], seeds, chosen, quick, replay):
+                reports.append(report)
+                if not as_json:
+                    _print_tables(report)
+                if plots is not None:
+                    from allocator.simulator.plots import save_plots
+
+                    for path in save_plots(report, plots):
+                        typer.echo(f"drawn in {path}", err=as_json)
+        except BadSettings as error:
+            raise BadInput(str(error)) from None
+        if as_json:
+            typer.echo(json.dumps({report.experiment: report.as_dict() for report in reports}))
+
+
 def main() -> None:
     app()
+
+
+def _print_tables(report: "Report") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(Console().width, 110))  # a pipe has no width; tables are not worth much when cut
+    for table in report.tables:
+        view = Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left", box=None)
+        for number, column in enumerate(table.columns):
+            view.add_column(column.title, justify="right" if number else "left")
+        for row in table.rows:
+            view.add_row(*(column.text(row.get(column.key)) for column in table.columns))
+        console.print(view, end="\n\n")
+    console.print(f"{report.experiment}: {report.seconds:.0f} s", style="dim")
 
 
 def _carry_out(spec: "Spec", run_dir: Path, work: "Callable[[Display], dict]") -> None:

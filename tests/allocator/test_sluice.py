@@ -14,7 +14,7 @@ from allocator.moments import digamma, logit_nodes, trigamma
 
 def spec(**more) -> AllocatorSpec:
     sizes = {"budget_rollouts": 400, "max_rollouts_per_epoch": 40, "unit_rollouts": 4, "max_units_per_prompt": 2}
-    return AllocatorSpec(**{**sizes, "policy": "sluice", **more})
+    return AllocatorSpec(**{**sizes, "policy": "sluice", "coverage_share": 0.0, **more})
 
 
 @pytest.mark.parametrize("x", [0.01, 0.35, 1.0, 7.5, 300.0])
@@ -26,11 +26,16 @@ def test_digamma_and_trigamma_are_the_derivatives_of_log_gamma(x):
     assert trigamma(np.array([x]))[0] == pytest.approx(second, rel=1e-5)
 
 
-@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (2.0, 5.0), (9.0, 1.5), (40.0, 60.0)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(1.0, 1.0), (0.02, 0.3), (0.2, 0.9), (2.0, 5.0), (9.0, 1.5), (0.5, 40.0), (40.0, 60.0), (3e3, 5e3)]
+)
 def test_quadrature_gives_the_moments_of_a_beta_variable(a, b):
     p, weight = logit_nodes(np.array([a]), np.array([b]))
-    assert (p @ weight)[0] == pytest.approx(a / (a + b), abs=5e-3)
-    assert ((p * (1 - p)) @ weight)[0] == pytest.approx(a * b / ((a + b) * (a + b + 1)), rel=0.03)
+    assert weight.sum() == pytest.approx(1)
+    assert (p * weight).sum() == pytest.approx(a / (a + b), rel=0.01)
+    assert (p * (1 - p) * weight).sum() == pytest.approx(a * b / ((a + b) * (a + b + 1)), rel=0.01)
+    fourth = a * (a + 1) * b * (b + 1) / ((a + b) * (a + b + 1) * (a + b + 2) * (a + b + 3))
+    assert ((p * (1 - p)) ** 2 * weight).sum() == pytest.approx(fourth, rel=0.02)
 
 
 def test_at_its_price_the_remaining_budget_fills_all_utilities():
