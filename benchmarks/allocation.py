@@ -195,9 +195,7 @@ class Results:
         write_atomically(self._json, json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n{lines}\n ]\n}}\n')
 
     def draw(self) -> None:
-        """The plot, where matplotlib is installed; the service itself does not need it."""
-        with contextlib.suppress(ImportError):
-            plot(self.runs, self._plot)
+        plot(self.runs, self._plot)
 
 
 def main() -> None:
