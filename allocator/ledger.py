@@ -13,7 +13,11 @@ class AllocationError(ValueError):
 
     def __init__(self, reason: str, message: str):
         super().__init__(f"{reason}: {message}")
-        self.reason = reason
+        self.reason, self._message = reason, message
+
+    def __reduce__(self) -> tuple:
+        """How it travels between processes: an exception is made anew from its arguments."""
+        return type(self), (self.reason, self._message)
 
 
 class Ledger:

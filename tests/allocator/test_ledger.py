@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,11 @@ def test_only_what_an_epoch_reserved_is_settled_and_only_once():
     with pytest.raises(AllocationError, match="not_reserved"):
         ledger.settle(0, 4)
     assert (ledger.spent, ledger.remaining) == (4, 6)
+
+
+def test_a_refusal_travels_between_processes():
+    error = pickle.loads(pickle.dumps(AllocationError("negative", "epoch 3")))
+    assert (error.reason, str(error)) == ("negative", "negative: epoch 3")
 
 
 @pytest.mark.parametrize("spent", [-1, 11])
