@@ -201,7 +201,7 @@ class Allocator:
             "surplus_rollouts": self._spent["rollouts"] - pace * self.epoch,
             "posterior_mean": float(posterior.mean().mean()),
             "value_mean": float(posterior.value().mean()),
-            "sampled_share": float(np.count_nonzero(self._pool.visits)) / problem.prompts,
+            "sampled_share": float(np.count_nonzero(self._pool.exposure)) / problem.prompts,
             **self._policy.metrics(),
         }
 
@@ -238,6 +238,13 @@ class Allocator:
         if decided not in (0, 1) or not 0 <= epoch <= self._pool.problem.epochs - decided:
             raise AllocationError("bad_state", f"epoch {epoch} of {self._pool.problem.epochs}, decided {decided}")
         spent = {"rollouts": int(checked["spent_rollouts"]), "tokens": int(checked["spent_tokens"])}
+        exposure = np.asarray(checked["pool.exposure"])
+        if (
+            exposure.min() < 0
+            or int(exposure.sum()) * self.spec.unit_rollouts != spent["rollouts"]
+            or spent["tokens"] < 0
+        ):
+            raise AllocationError("bad_state", f"{spent} spent, but {int(exposure.sum())} units on the prompts")
         currency = self._ledger.currency
         self._ledger = Ledger(self._ledger.budget, currency, spent[currency])
         self._spent = spent

@@ -16,11 +16,13 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Allocator, All
     decision's order). A decision that was journalled twice, before and after a kill, counts once.
 
     Raises:
-        AllocationError: `not_a_journal` without an `allocator` event before the first decision; `other_decision` where
-            the journal holds another allocation than the allocator decides.
+        AllocationError: `not_a_journal` without an `allocator` event before the first decision, or a decision before
+            its rollouts; `wrong_epoch` where an epoch is missing; `other_decision` where the journal holds another
+            allocation than the allocator decides.
     """
     allocator: Allocator | None = None
     places: dict[str, int] = {}
+    compared = -1  # newest epoch whose decision was found to be the same
     for event in events:
         if event["event"] == "allocator" and allocator is None:
             arguments = {key: event[key] for key in _ARGUMENTS}
@@ -29,11 +31,14 @@ def replay(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Allocator, All
         elif event["event"] in ("decided", "rolled_out"):
             if allocator is None:
                 raise AllocationError("not_a_journal", "no `allocator` event before the first decision")
-            if event["epoch"] != allocator.epoch:
+            if event["epoch"] < allocator.epoch:
                 continue
-            allocation = allocator.decide(allocator.epoch)
+            allocation = allocator.decide(event["epoch"])
             if event["event"] == "decided":
                 _compare(allocation, [places.get(p, -1) for p in event["prompts"]], event["rollouts"])
+                compared = allocation.epoch
+            elif compared != allocation.epoch:
+                raise AllocationError("not_a_journal", f"epoch {allocation.epoch} was sampled without a decision")
             else:
                 won = [float(total) for total in event["reward_sums"]]
                 lost = allocation.rollouts - won

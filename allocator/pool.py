@@ -12,8 +12,8 @@ COST_PRIOR_ROLLOUTS = 4.0
 
 
 class Pool:
-    """`posterior`; `exposure` [M], units spent on each prompt so far (z); `visits` [M], its groups so far; `epoch`, the
-    one to decide next; `remaining_units` of the budget.
+    """`posterior`; `exposure` [M], units spent on each prompt so far (z); `epoch`, the one to decide next;
+    `remaining_units` of the budget.
 
     Under a token budget `problem.budget_units` and `remaining_units` are estimates from the mean length of responses.
     """
@@ -24,10 +24,9 @@ class Pool:
         self.problem = problem
         self.posterior = Posterior(
             families, spec.prior_successes, spec.prior_failures, spec.forgetting or 1.0, spec.forgetting_per or "epoch",
-            problem.equal_share_units, spec.prior == "learned",
+            spec.prior == "learned",
         )  # fmt: skip
         self.exposure = np.zeros(problem.prompts, np.int32)
-        self.visits = np.zeros(problem.prompts, np.int32)
         self.epoch = 0
         self.remaining_units = problem.budget_units
         self._lengths = np.zeros((problem.prompts, 2), np.float32) if response_tokens else None  # responses, tokens
@@ -51,11 +50,9 @@ class Pool:
     def observe(self, outcome: Outcome, tokens: Ints | None) -> None:
         """Take in an epoch's groups [n] and their response `tokens` [n], and move to the next epoch."""
         prompts = outcome.prompts
-        self.posterior.update(
-            prompts, outcome.units, outcome.successes, outcome.failures, first=self.visits[prompts] == 0
-        )
+        shares, first = outcome.units / self.problem.equal_share_units, self.exposure[prompts] == 0
+        self.posterior.update(prompts, shares, outcome.successes, outcome.failures, first)
         self.exposure[prompts] += outcome.units.astype(np.int32)
-        self.visits[prompts] += 1
         self.epoch += 1
         if self._lengths is not None and tokens is not None:
             seen = np.stack([outcome.successes + outcome.failures, tokens.astype(np.float64)], axis=1)
@@ -64,11 +61,11 @@ class Pool:
 
     def state_dict(self) -> State:
         lengths = {} if self._lengths is None else {"lengths": self._lengths.copy(), "all": self._all_lengths.copy()}
-        counts: State = {"exposure": self.exposure.copy(), "visits": self.visits.copy(), "epoch": self.epoch}
+        counts: State = {"exposure": self.exposure.copy(), "epoch": self.epoch}
         return {**counts, **lengths, **with_prefix("posterior", self.posterior.state_dict())}
 
     def load_state_dict(self, state: State) -> None:
-        self.exposure, self.visits = np.array(state["exposure"]), np.array(state["visits"])
+        self.exposure = np.array(state["exposure"])
         self.epoch = int(state["epoch"])
         if self._lengths is not None:
             self._lengths, self._all_lengths = np.array(state["lengths"]), np.array(state["all"])

@@ -20,7 +20,7 @@ class Posterior:
 
     `families` int [M] in 0..F-1. `learned`: each family's prior follows from the first group of each of its prompts;
     otherwise all keep the one given. `forgetting` applies `per` epoch to all prompts (CERO eq. (5)), per visit to the
-    prompt visited, or per share of `share_units` units spent on it.
+    prompt visited, or per equal share of the budget spent on it.
     """
 
     def __init__(
@@ -30,23 +30,25 @@ class Posterior:
         prior_failures: float,
         forgetting: float = 1.0,
         per: Literal["epoch", "visit", "share"] = "epoch",
-        share_units: float = 1.0,
         learned: bool = False,
     ):
         self._families = families.astype(np.int32)
         self._base = (prior_successes, prior_failures)
-        self._forgetting, self._per, self._share_units, self._learned = forgetting, per, share_units, learned
+        self._forgetting, self._per, self._learned = forgetting, per, learned
         self._successes: Floats = np.zeros(len(families))
         self._failures: Floats = np.zeros(len(families))
         # By family: responses, successes, ordered pairs of responses, and of successes, in first groups.
         self._first: Floats = np.zeros((int(families.max()) + 1, 4))
         self._set_priors()
 
-    def update(self, prompts: Ints, units: Ints, successes: Floats, failures: Floats, first: np.ndarray) -> None:
-        """Eq. (5) for the groups [n] of distinct `prompts`; `first` bool [n] marks those sampled for the first time."""
+    def update(self, prompts: Ints, shares: Floats, successes: Floats, failures: Floats, first: np.ndarray) -> None:
+        """Eq. (5) for the groups [n] of distinct `prompts`.
+
+        `shares` [n]: what was spent on each, in equal shares; `first` bool [n]: whether it is sampled for the first time.
+        """
         if self._forgetting < 1:
             which: slice | Ints = slice(None) if self._per == "epoch" else prompts
-            kept = self._forgetting ** (units / self._share_units) if self._per == "share" else self._forgetting
+            kept = self._forgetting**shares if self._per == "share" else self._forgetting
             self._successes[which] *= kept
             self._failures[which] *= kept
         self._successes[prompts] += successes

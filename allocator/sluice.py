@@ -33,7 +33,7 @@ class Sluice:
     def __init__(self, pool: Pool, seed: int):
         self._pool = pool
         self._tie_rank = tie_order(pool.problem.prompts, seed)
-        self._rotation = np.argsort(self._tie_rank)
+        self._rotation = np.argsort(self._tie_rank).astype(np.int32)
         prompts = pool.problem.prompts
         self._gain, self._reveal = np.zeros((2, prompts), np.float32)
         self._log_slope, self._depth = np.zeros((2, prompts))
@@ -49,7 +49,10 @@ class Sluice:
         later = (problem.epochs - pool.epoch - 1) * problem.capacity_units
         units = max(worth * problem.max_units_per_prompt, pool.remaining_units - later)
         units = min(units, problem.capacity_units, pool.remaining_units)
-        kept = int(pool.spec.coverage_share * units) // problem.max_units_per_prompt
+        floor = (
+            pool.spec.coverage_share * units / problem.max_units_per_prompt
+        )  # in groups; below one, one now and then
+        kept = int(floor) if floor >= 1 else int(floor > 0 and pool.epoch % max(1, round(1 / floor)) == 0)
         order = best_first(index, self._tie_rank, problem.groups(units))
         if kept:
             least_sampled = best_first(1 / (1.0 + pool.exposure), self._tie_rank, 2 * problem.groups(units))
@@ -107,7 +110,8 @@ class Sluice:
         for _ in range(100):
             above = height - level
             wet = above >= 0
-            step = (float(np.maximum(above, 0) @ depth) - pool.remaining_units) / float(depth @ wet)
+            # Sums and not dot products: those depend on how many threads a process has.
+            step = (float((above * depth)[wet].sum()) - pool.remaining_units) / float(depth[wet].sum())
             level = min(level + step, top)
             if abs(step) < 1e-9:
                 break
@@ -121,7 +125,7 @@ class Sluice:
 
     def load_state_dict(self, state: State) -> None:
         self._tie_rank = np.array(state["tie_rank"])
-        self._rotation = np.argsort(self._tie_rank)
+        self._rotation = np.argsort(self._tie_rank).astype(np.int32)
         self._gain, self._reveal = np.array(state["gain"]), np.array(state["reveal"])
         self._log_slope, self._depth = np.array(state["log_slope"]), np.array(state["depth"])
         self._log_price = float(state["log_price"])

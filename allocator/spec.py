@@ -87,6 +87,11 @@ class AllocatorSpec(BaseModel):
                 f"budget_rollouts = {self.budget_rollouts} is smaller than one group of "
                 f"unit_rollouts = {self.unit_rollouts}: nothing could be sampled"
             )
+        if self.budget_rollouts is not None and self.budget_rollouts % self.unit_rollouts:
+            raise ValueError(
+                f"budget_rollouts = {self.budget_rollouts} is not a multiple of unit_rollouts = {self.unit_rollouts}: "
+                f"{self.budget_rollouts % self.unit_rollouts} could never be sampled"
+            )
         if self.max_group_rollouts > self.max_rollouts_per_epoch:
             raise ValueError(
                 f"group cap above the epoch's batch: unit_rollouts x max_units_per_prompt = {self.unit_rollouts} x "

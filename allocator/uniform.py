@@ -33,7 +33,7 @@ class Uniform:
         return Proposal.filled(self._order[places].astype(np.int64), units, problem)
 
     def update(self, proposal: Proposal, outcome: Outcome) -> None:
-        self._cursor = (self._cursor + len(proposal.prompts)) % self._pool.problem.prompts
+        self._cursor = (self._cursor + len(outcome.prompts)) % self._pool.problem.prompts
 
     def state_dict(self) -> State:
         return {"order": self._order.copy(), "cursor": self._cursor}

@@ -75,7 +75,8 @@ def spending(curves: list[tuple[list, list]], column: int) -> dict[str, Any]:
     def share(seeds: np.ndarray) -> float:
         mean_other = monotone(other[seeds].mean(0))
         target = mean_other[-1]
-        return reached(grid, monotone(own[seeds].mean(0)), target) / reached(grid, mean_other, target)
+        spent = reached(grid, mean_other, target)  # 0 where the reference did not rise at all
+        return reached(grid, monotone(own[seeds].mean(0)), target) / spent if spent else float("inf")
 
     rng = np.random.default_rng(0)
     samples = [share(rng.integers(len(curves), size=len(curves))) for _ in range(RESAMPLES)]

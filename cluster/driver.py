@@ -53,7 +53,7 @@ class Driver:
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
         self.journaled: set[int] = set()  # epochs whose rollouts the journal already holds, after a resume
-        self.held: list[Group] = []  # sampled, and waiting for the rest of a batch; empty at every checkpoint
+        self.held: list[Group] = []  # sampled under the learner's weights, and waiting for the rest of a batch
         self.clock = Stopwatch()
         self.currency = spec.allocator.currency if spec.allocator else "rollouts"
         self._wall = began  # on the clock of time.perf_counter
@@ -104,14 +104,13 @@ class Driver:
     def _reinforce(self, stage: RLStage) -> None:
         self.display.stage("rl", stage.epochs, "epochs", self.stage_done)
         self.clock = Stopwatch()
-        exhausted, since = False, self.stage_done
+        exhausted = False
         while self.stage_done < stage.epochs and not exhausted:
             self._check_stop()
-            exhausted = self._epoch(last=self.stage_done + 1 == stage.epochs)
+            exhausted = self._epoch()
             self.stage_done += 1
             over = exhausted or self.stage_done == stage.epochs
-            if not over and not self.held and self.stage_done - since >= self.spec.run.checkpoint_every_epochs:
-                since = self.stage_done
+            if not over and self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
                 self._checkpoint()
         self._finish_stage()
 
@@ -144,8 +143,8 @@ class Driver:
 
     # One epoch.
 
-    def _epoch(self, last: bool) -> bool:
-        """One decision and what follows from it; true when the budget is spent. The `last` of a stage always learns."""
+    def _epoch(self) -> bool:
+        """One decision and what follows from it; true when the budget is spent."""
         clock = self.clock
         clock.begin()
         epoch = self.epoch
@@ -179,7 +178,7 @@ class Driver:
         clock.lap("decide_s")
 
         self.held += groups
-        figures = {"updates": 0} if holds and not last else self._learn(self._batch())
+        figures = {"updates": 0} if holds else self._learn(self._batch())
         clock.lap("learn_s")
         self._record(epoch, groups, figures, budget, clock)
         return exhausted
@@ -256,6 +255,7 @@ class Driver:
             "stage_index": self.stage_index,
             "stage_done": self.stage_done,
             "epoch": self.epoch,
+            "held_from": self.held[0].epoch if self.held else self.epoch,
             "weight_version": self.version,
             "evaluations": self.evaluations,
             "counters": self.counters.to_dict(),
@@ -268,7 +268,7 @@ class Driver:
 
         path = self.run.save_checkpoint(number, self.spec.run.keep_checkpoints, manifest, write)
         oldest = self.run.oldest_manifest()
-        self.run.drop_rollouts_before(oldest["epoch"] if oldest else 0)
+        self.run.drop_rollouts_before(oldest["held_from"] if oldest else 0)
         self.run.journal("checkpoint", path=path.name, stage=self.stage_index, done=self.stage_done, epoch=self.epoch)
 
     def _restore(self) -> None:
@@ -287,6 +287,8 @@ class Driver:
             self._allocator("load_state_dict", load_state(path / "allocator.safetensors"))
         self.stage_index, self.stage_done = manifest["stage_index"], manifest["stage_done"]
         self.epoch, self.version = manifest["epoch"], manifest["weight_version"]
+        stored = [self.run.load_groups(epoch) for epoch in range(manifest["held_from"], self.epoch)]
+        self.held = [group for groups, _ in filter(None, stored) for group in groups]
         self.evaluations = manifest["evaluations"]
         self.counters = Counters.from_dict(manifest["counters"])
         self.run.keep_metrics(lambda row: row["epoch"] < self.epoch)
@@ -294,8 +296,7 @@ class Driver:
 
     def _check_stop(self) -> None:
         if self.stop_requested():
-            if not self.held:  # else an older checkpoint and the stored rollouts since then lead back here
-                self._checkpoint()
+            self._checkpoint()
             self.run.journal("interrupted", epoch=self.epoch)
             raise KeyboardInterrupt
 

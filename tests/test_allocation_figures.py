@@ -44,3 +44,8 @@ def test_a_policy_twice_as_fast_takes_half_of_the_rollouts_and_its_own_share_of_
 def test_what_is_never_reached_is_said_so():
     runs = [run("uniform", s, [0.0, 0.5, 1.0]) for s in (0, 1)] + [run("ours", s, [0.0, 0.1, 0.2]) for s in (0, 1)]
     assert compare(runs)["ours"]["against_uniform"]["to_reference"]["rollouts"]["share"] is None
+
+
+def test_a_reference_that_does_not_rise_gives_no_share():
+    runs = [run("uniform", s, [0.5, 0.45, 0.4]) for s in (0, 1)] + [run("ours", s, [0.5, 0.6, 0.7]) for s in (0, 1)]
+    assert compare(runs)["ours"]["against_uniform"]["to_reference"]["tokens"]["share"] is None

@@ -34,7 +34,7 @@ def cases(draw, policies=("sluice", "cero", "uniform"), as_published=False) -> C
     `as_published`: with the beliefs and the budget of the CERO paper.
     """
     unit, cap = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    budget = draw(st.integers(unit, 400))
+    budget = unit * draw(st.integers(1, 400 // unit))
     in_tokens = not as_published and draw(st.booleans())
     spec = AllocatorSpec(
         policy=draw(st.sampled_from(policies)),

@@ -8,12 +8,13 @@ import pytest
 from allocator_runs import LONGEST, Case, cases, same_state, step, successes, tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from allocator import AllocationError, Allocator, AllocatorSpec
 from allocator.journal import replay
 from allocator.policies import POLICIES
 
-SIZES = {"budget_rollouts": 202, "max_rollouts_per_epoch": 20, "unit_rollouts": 4, "max_units_per_prompt": 2}
+SIZES = {"budget_rollouts": 200, "max_rollouts_per_epoch": 20, "unit_rollouts": 4, "max_units_per_prompt": 2}
 SPEC = AllocatorSpec(policy="cero", **SIZES)
 
 
@@ -116,12 +117,18 @@ def test_an_empty_epoch_is_decided_and_observed_like_any_other():
     assert not allocator.exhausted
 
 
-def test_a_remainder_smaller_than_one_unit_exhausts_the_budget():
-    spec = AllocatorSpec(policy="cero", budget_rollouts=42, max_rollouts_per_epoch=40)
-    allocator = Allocator(spec, 12, 5, seed=0)
+def test_a_budget_that_is_no_multiple_of_a_unit_is_refused_by_name():
+    with pytest.raises(ValueError, match="budget_rollouts = 42 is not a multiple of unit_rollouts = 4"):
+        AllocatorSpec(budget_rollouts=42, max_rollouts_per_epoch=40)
+
+
+def test_a_remainder_of_tokens_too_small_for_a_unit_exhausts_the_budget():
+    spec = AllocatorSpec(policy="cero", budget_tokens=10 * LONGEST, max_rollouts_per_epoch=40)
+    allocator = Allocator(spec, 12, 5, seed=0, max_response_tokens=LONGEST)
     while not allocator.exhausted:
-        step(allocator, 0)
-    assert allocator.metrics()["remaining_rollouts"] == 2
+        group = allocator.decide(allocator.epoch)
+        allocator.observe(group.epoch, group.prompts, 0 * group.rollouts, group.rollouts, LONGEST * group.rollouts)
+    assert allocator.metrics()["remaining_tokens"] == 2 * LONGEST
     assert len(allocator.decide(allocator.epoch).prompts) == 0
 
 
@@ -201,7 +208,9 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(change, prompts, 
         ("policy.tie_rank", np.zeros(12)),
         ("pool.epoch", 10),
         ("decided", 2),
-        ("spent_rollouts", 203),
+        ("spent_rollouts", 204),
+        ("spent_tokens", -3),
+        ("pool.exposure", np.full(12, -1, np.int32)),
         ("policy.unheard_of", 1),
     ],
 )
@@ -289,6 +298,10 @@ def test_a_journal_that_says_something_else_is_refused():
     assert len(list(replay(repeated))) == 4
     with pytest.raises(AllocationError, match="not_a_journal"):
         list(replay(events[1:]))
+    with pytest.raises(AllocationError, match="not_a_journal: epoch 1 was sampled without a decision"):
+        list(replay([*events[:4], *events[5:]]))
+    with pytest.raises(AllocationError, match="wrong_epoch"):
+        list(replay([*events[:4], *events[7:]]))
     events[4]["rollouts"][0] += 4
     with pytest.raises(AllocationError, match="other_decision: epoch 1"):
         list(replay(events))
@@ -310,6 +323,16 @@ def epoch_s(prompts: int, rollouts: int, policy: str, epochs: int) -> list[float
 @pytest.mark.parametrize("policy", ["sluice", "cero"])
 def test_nine_thousand_prompts_take_two_milliseconds_an_epoch(policy):
     assert np.median(epoch_s(9_000, 512, policy, 50)) < 2e-3
+
+
+@pytest.mark.parametrize("policy", ["sluice", "cero"])
+def test_a_million_prompts_take_a_tenth_of_a_second_an_epoch_and_a_second_to_save(policy, tmp_path):
+    assert np.median(epoch_s(1_000_000, 4_096, policy, 7)) < 0.1
+    spec = AllocatorSpec(policy=policy, budget_rollouts=2_048_000, max_rollouts_per_epoch=4_200)
+    allocator = Allocator(spec, 1_000_000, 500, seed=0)
+    start = time.process_time()
+    save_file({k: v for k, v in allocator.state_dict().items() if isinstance(v, np.ndarray)}, tmp_path / "state")
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("policy", ["sluice", "cero"])

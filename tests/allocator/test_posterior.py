@@ -10,11 +10,11 @@ from allocator.posterior import Posterior
 ONE_FAMILY = np.zeros(3, np.int64)
 
 
-def update(posterior: Posterior, prompts, successes, failures, units=1, first=False) -> None:
-    """Groups of `units` units each."""
+def update(posterior: Posterior, prompts, successes, failures, shares=1.0, first=False) -> None:
+    """Groups on which `shares` equal shares were spent each."""
     n = len(prompts)
     won, lost = np.array(successes, float), np.array(failures, float)
-    posterior.update(np.array(prompts), np.full(n, units), won, lost, np.full(n, first))
+    posterior.update(np.array(prompts), np.full(n, shares), won, lost, np.full(n, first))
 
 
 def test_evidence_is_added_to_sampled_prompts_and_forgotten_by_all():
@@ -36,11 +36,11 @@ def test_forgetting_per_visit_touches_only_the_prompts_visited():
     np.testing.assert_allclose(b, [1 + 0, 1, 1 + 1.5 + 2])
 
 
-def test_forgetting_per_share_counts_the_units_spent_on_the_prompt():
-    posterior = Posterior(ONE_FAMILY, 1.0, 1.0, forgetting=0.5, per="share", share_units=4.0)
+def test_forgetting_per_share_counts_what_was_spent_on_the_prompt():
+    posterior = Posterior(ONE_FAMILY, 1.0, 1.0, forgetting=0.5, per="share")
     update(posterior, [0, 1], [4, 4], [0, 0])
-    update(posterior, [0], [0], [0], units=4)
-    update(posterior, [1], [0], [0], units=2)
+    update(posterior, [0], [0], [0], shares=1.0)
+    update(posterior, [1], [0], [0], shares=0.5)
     np.testing.assert_allclose(posterior.parameters()[0], [1 + 2, 1 + 4 / 2**0.5, 1])
 
 

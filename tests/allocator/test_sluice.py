@@ -143,6 +143,16 @@ def test_the_coverage_floor_reaches_prompts_that_would_wait():
     assert reached[0.4] > 1.3 * reached[0.0]
 
 
+def test_an_epoch_of_one_group_has_its_floor_now_and_then():
+    families = ["hopeless"] * 20 + ["open"] * 20
+    reached = {}
+    for share in (0.0, 0.25):
+        sizes = {"budget_rollouts": 400, "max_rollouts_per_epoch": 8, "coverage_share": share}
+        allocator = Allocator(spec(**sizes), 40, 60, seed=0, families=families)
+        reached[share] = np.count_nonzero(run(allocator, np.repeat([0.0, 0.5], 20), 45)[:20])
+    assert reached[0.25] > reached[0.0]
+
+
 def surrogate(policy: str, seed: int) -> float:
     """CERO's utility per prompt that a run reaches; 64 prompts, fixed p ~ Beta(.5, .5), 400 epochs."""
     case = Case(spec(policy=policy, unit_rollouts=1, budget_rollouts=12_800, max_rollouts_per_epoch=64), 64, 400, seed)

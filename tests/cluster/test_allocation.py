@@ -39,7 +39,7 @@ def run(tmp_path) -> RunDirectory:
 def test_the_journal_leads_to_the_beliefs_that_the_run_ended_with(run):
     allocators = [allocator for allocator, _ in replayed(run)]
     assert len(allocators) == 6
-    seen = allocators[-1].pool.visits > 0
+    seen = allocators[-1].pool.exposure > 0
     assert allocators[-1].posterior_mean[::2][seen[::2]].min() > allocators[-1].posterior_mean[1::2][seen[1::2]].max()
     assert allocators[-1].metrics()["spent_tokens"] == 3 * allocators[-1].metrics()["spent_rollouts"]
 
