@@ -39,7 +39,7 @@ class Pool:
             return 1.0
         return float(self._all_lengths[1] / self._all_lengths[0]) * self.problem.unit_rollouts
 
-    def cost(self, prompts: Ints | slice = slice(None)) -> Floats | float:
+    def cost(self, prompts: np.ndarray | slice = slice(None)) -> Floats | float:
         """What a unit of each prompt is expected to cost, in units of the pool's mean."""
         if self._lengths is None:
             return 1.0

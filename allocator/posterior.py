@@ -44,7 +44,7 @@ class Posterior:
     def update(self, prompts: Ints, shares: Floats, successes: Floats, failures: Floats, first: np.ndarray) -> None:
         """Eq. (5) for the groups [n] of distinct `prompts`.
 
-        `shares` [n]: what was spent on each, in equal shares; `first` bool [n]: whether it is sampled for the first time.
+        `shares` [n]: what was spent on each, in equal shares; `first` bool [n]: whether it is its first group.
         """
         if self._forgetting < 1:
             which: slice | Ints = slice(None) if self._per == "epoch" else prompts
@@ -76,7 +76,7 @@ class Posterior:
         self._prior = np.stack([mean, 1 - mean]) * strength
         np.maximum(self._prior, 1e-3, out=self._prior)  # a family without a single success (or failure) so far
 
-    def parameters(self, prompts: Ints | slice = slice(None)) -> tuple[Floats, Floats]:
+    def parameters(self, prompts: np.ndarray | slice = slice(None)) -> tuple[Floats, Floats]:
         """a and b of `prompts`, all [M] if not given."""
         family = self._families[prompts]
         return self._prior[0][family] + self._successes[prompts], self._prior[1][family] + self._failures[prompts]
@@ -86,7 +86,7 @@ class Posterior:
         a, b = self.parameters()
         return a / (a + b)
 
-    def value(self, prompts: Ints | slice = slice(None)) -> Floats:
+    def value(self, prompts: np.ndarray | slice = slice(None)) -> Floats:
         """Eq. (6), q-hat = E[P (1 - P)], in (0, 1/4): the reward variance expected within the prompt's next group.
 
         It is *lower* for prompts little is known of: the proxy is pessimistic, not an upper confidence bound.

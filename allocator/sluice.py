@@ -14,7 +14,7 @@ Derived in docs/allocator.md. Three numbers decide:
 import numpy as np
 
 from allocator.moments import logit_nodes
-from allocator.order import best_first, tie_order
+from allocator.order import Ranks, best_first, tie_order
 from allocator.pool import Pool
 from allocator.problem import Ints, Outcome, Proposal, State
 from allocator.utility import blocks, saturation_rate
@@ -77,7 +77,7 @@ class Sluice:
                 self._refresh(self._rotation[block])
             self._solve_price()
 
-    def _refresh(self, prompts: Ints) -> None:
+    def _refresh(self, prompts: Ints | Ranks) -> None:
         pool, units = self._pool, self._pool.problem.max_units_per_prompt
         a, b = pool.posterior.parameters(prompts)
         exposure = pool.exposure[prompts]
