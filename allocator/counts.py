@@ -38,8 +38,13 @@ def checked_counts(
         if wrong.any():
             raise AllocationError(reason, f"epoch {allocation.epoch}: {message}, prompts {ids[wrong][:5].tolist()}")
 
-    ids = np.asarray(prompts)
-    won, lost = np.asarray(successes, dtype=np.float64), np.asarray(failures, dtype=np.float64)
+    try:
+        ids = np.asarray(prompts)
+        won, lost = np.asarray(successes, dtype=np.float64), np.asarray(failures, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise AllocationError(
+            "bad_shape", f"prompts, successes and failures must be lists of numbers: {error}"
+        ) from None
     if ids.ndim != 1 or not ids.shape == won.shape == lost.shape:
         shapes = f"{ids.shape}, {won.shape}, {lost.shape}"
         raise AllocationError("bad_shape", f"prompts, successes and failures need one shape [n], not {shapes}")

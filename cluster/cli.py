@@ -106,8 +106,11 @@ def allocation(
     with _errors_as_exit_codes(context):
         from cluster.allocation_plot import plot
         from cluster.checkpoint import RunDirectory
+        from trainer.types import BadInput
 
         path = out or run_dir / "allocation.svg"
+        if path.suffix not in (".svg", ".png", ".pdf") or not path.absolute().parent.is_dir():
+            raise BadInput(f"--out {path}: must be an .svg, .png or .pdf file in a directory that exists")
         families = plot(RunDirectory(run_dir), path)
         if as_json:
             typer.echo(json.dumps(families))
@@ -138,6 +141,8 @@ def simulate(
         from allocator.simulator.experiments import BadSettings, simulate
         from trainer.types import BadInput
 
+        if plots is not None and plots.exists() and not plots.is_dir():
+            raise BadInput(f"--plots {plots}: is not a directory")
         reports = []
         try:
             chosen = policies.split(",") if policies is not None else None

@@ -21,8 +21,13 @@ from allocator.simulator.settings import ORACLE, Settings
 from allocator.simulator.worlds import Learning, Lengths, Recorded, World
 from allocator.spec import AllocatorSpec
 
-FLOOR = " with its floor"
-"""Marks a policy that runs with the coverage floor that it has by default in training."""
+VARIANTS: dict[str, tuple[str, dict[str, float | str]]] = {
+    "sluice with its floor": ("sluice", {"coverage_share": AllocatorSpec.model_fields["coverage_share"].default}),
+    "cero_greedy with sluice's beliefs": (
+        "cero_greedy", {"prior": "learned", "forgetting": 0.5, "forgetting_per": "share"},
+    ),
+}  # fmt: skip
+"""Rows beside the policies: the floor that sluice has in training, and what beliefs alone make of the greedy rule."""
 
 PAPER = Problem(8_958, 500, 64_000, 132, 2, 4)
 """The paper's experiments: 32,000 groups of 8, about 64 a round."""
@@ -87,8 +92,7 @@ def play(match: Match) -> Score:
     if match.policy == ORACLE:
         scheduler = TrueGreedy(world, problem, budget_tokens=match.budget_tokens)
     else:
-        name, floor, _ = match.policy.partition(FLOOR)
-        options = {"coverage_share": AllocatorSpec.model_fields["coverage_share"].default} if floor else {}
+        name, options = VARIANTS.get(match.policy, (match.policy, {}))
         scheduler = open_allocator(name, problem, world, match.seed + 1000, match.budget_tokens, **options)
     trace = run(scheduler, world, problem)
     tokens = int(trace.tokens.sum())
@@ -147,7 +151,7 @@ STAGED = ("reinforce_ada", "pilot_commit")
 
 def compete(settings: Settings, fields: Sequence[tuple[Arena | Replay, Problem, int]]) -> list[dict[str, list[Score]]]:
     """Scores by policy for every field of (arena, problem, seeds); all policies meet in the first one."""
-    policies = [with_ends((*settings.contenders(), *(() if settings.policies else ("sluice" + FLOOR,))))]
+    policies = [with_ends((*settings.contenders(), *(() if settings.policies else VARIANTS)))]
     policies += [
         with_ends(settings.contenders((*MAIN, *(STAGED if problem.capacity_units >= 2 * problem.pace_units else ()))))
         for _, problem, _ in fields[1:]

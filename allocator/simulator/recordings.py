@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Recording:
         try:
             with np.load(path) as file:
                 entries = dict(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
             raise BadRecording(f"{path}: no .npz file: {error}") from None
         rates = entries.get("success_rate")
         if rates is None or rates.ndim != 2 or rates.dtype.kind != "f" or 0 in rates.shape:
@@ -78,6 +79,10 @@ class Recording:
         if families is not None and families.shape != rates.shape[1:]:
             raise BadRecording(f"{path}: {families.shape} families for {rates.shape[1]} prompts")
         names = None if families is None else tuple(map(str, families))
+        for name in _COUNTS:
+            count = entries.get(name, np.array(0))
+            if count.shape != () or count.dtype.kind not in "iu" or count < 0:
+                raise BadRecording(f"{path}: {name} must be a count, not {count.tolist()}")
         counts = [int(entries.get(name, 0)) for name in _COUNTS]
         return cls(rates.astype(np.float64), names, *counts)
 

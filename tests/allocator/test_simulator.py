@@ -307,11 +307,20 @@ def test_a_recorded_world_is_linear_in_the_budget():
         ({"success_rate": np.ones(3)}, "no floats success_rate"),
         ({"success_rate": np.full((2, 2), 1.5)}, "not within 0..1"),
         ({"success_rate": np.ones((2, 2)), "families": np.array(["a"])}, "families"),
+        ({"success_rate": np.ones((2, 2)), "epochs": np.array([3, 4])}, "epochs must be a count"),
+        ({"success_rate": np.ones((2, 2)), "epochs": np.array(-3)}, "epochs must be a count"),
     ],
 )
 def test_bad_recordings_are_refused(tmp_path, entries, complaint):
     np.savez(tmp_path / "bad.npz", **entries)
     with pytest.raises(BadRecording, match=complaint):
+        Recording.load(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
+def test_a_file_that_is_no_recording_is_refused(tmp_path, content):
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(BadRecording, match=r"no \.npz file"):
         Recording.load(tmp_path / "bad.npz")
 
 

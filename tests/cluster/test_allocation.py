@@ -60,6 +60,13 @@ def test_a_directory_without_an_rl_stage_is_refused(tmp_path):
     assert CliRunner().invoke(app, ["allocation", str(tmp_path)]).exit_code == 2
 
 
+@pytest.mark.parametrize("name", ["picture.foo", "nowhere/picture.svg"])
+def test_a_file_that_cannot_be_drawn_is_refused_by_name(run, name):
+    result = CliRunner().invoke(app, ["allocation", str(run.path), "--out", str(run.path / name)])
+    assert result.exit_code == 2
+    assert "--out" in result.output
+
+
 def test_other_prompts_or_another_order_is_another_set():
     spec = parse_spec(small(), "small")
     sets = {allocator_arguments(spec, pool)["prompt_set"] for pool in (POOL, POOL[::-1], POOL[:-1])}
