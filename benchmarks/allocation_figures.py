@@ -14,6 +14,7 @@ GRID = 49
 RESAMPLES = 1000
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
+COLOURS = {"sluice": "#0b7285", "cero": "#e8590c", "uniform": "#868e96", "dapo": "#ae3ec9"}
 AXES = {"rollouts": 0, "tokens": 1}
 
 
@@ -165,7 +166,7 @@ def plot(runs: list[dict], path: Path) -> None:
             grid = np.linspace(0, max(curve[-1][0] for curve in curves), GRID)
             values = np.array([resampled(curve, 0, grid) for curve in curves])
             bands = [interval(column.tolist()) for column in values.T]
-            (line,) = panel.plot(grid, values.mean(0), label=policy)
+            (line,) = panel.plot(grid, values.mean(0), label=policy, color=COLOURS.get(policy))
             if len(curves) > 1:
                 _, low, high = np.array(bands).T
                 panel.fill_between(grid, low, high, color=line.get_color(), alpha=0.2)
