@@ -47,14 +47,14 @@ class Pool:
         count, tokens = self._lengths[prompts].T.astype(np.float64)
         return (COST_PRIOR_ROLLOUTS * mean + tokens) / ((COST_PRIOR_ROLLOUTS + count) * mean)
 
-    def observe(self, outcome: Outcome, tokens: Ints | None) -> None:
+    def observe(self, outcome: Outcome, tokens: Ints) -> None:
         """Take in an epoch's groups [n] and their response `tokens` [n], and move to the next epoch."""
         prompts = outcome.prompts
         shares, first = outcome.units / self.problem.equal_share_units, self.exposure[prompts] == 0
         self.posterior.update(prompts, shares, outcome.successes, outcome.failures, first)
         self.exposure[prompts] += outcome.units.astype(np.int32)
         self.epoch += 1
-        if self._lengths is not None and tokens is not None:
+        if self._lengths is not None:
             seen = np.stack([outcome.successes + outcome.failures, tokens.astype(np.float64)], axis=1)
             self._lengths[prompts] += seen.astype(np.float32)
             self._all_lengths += seen.sum(axis=0)

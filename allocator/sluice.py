@@ -49,9 +49,8 @@ class Sluice:
         later = (problem.epochs - pool.epoch - 1) * problem.capacity_units
         units = max(worth * problem.max_units_per_prompt, pool.remaining_units - later)
         units = min(units, problem.capacity_units, pool.remaining_units)
-        floor = (
-            pool.spec.coverage_share * units / problem.max_units_per_prompt
-        )  # in groups; below one, one now and then
+        floor = pool.spec.coverage_share * units / problem.max_units_per_prompt
+        # In groups; an epoch too small for one has one now and then.
         kept = int(floor) if floor >= 1 else int(floor > 0 and pool.epoch % max(1, round(1 / floor)) == 0)
         order = best_first(index, self._tie_rank, problem.groups(units))
         if kept:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import RunFailed
-from trainer.types import BadInput, Group
+from trainer.types import COLUMNS, BadInput, Group
 
 MANIFEST = "manifest.json"
 
@@ -181,9 +181,6 @@ class RunDirectory:
 
     def _complete_checkpoints(self) -> list[Path]:
         return sorted(path.parent for path in self.checkpoints.glob("[0-9]*/" + MANIFEST))
-
-
-COLUMNS = ("token_ids", "logprobs", "lengths", "rewards", "truncated")
 
 
 @contextmanager

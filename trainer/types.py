@@ -71,6 +71,10 @@ class Group:
             yield Rollout(self.token_ids[span], self.logprobs[span], float(self.rewards[i]), bool(self.truncated[i]))
 
 
+COLUMNS = ("token_ids", "logprobs", "lengths", "rewards", "truncated")
+"""The arrays of a group, in the order of its fields."""
+
+
 def merged(groups: Sequence[Group]) -> list[Group]:
     """One group per prompt, in the order of their first groups: what one weight version sampled over several epochs."""
     by_prompt: dict[int, list[Group]] = {}
@@ -81,6 +85,5 @@ def merged(groups: Sequence[Group]) -> list[Group]:
 
 def _joined(parts: Sequence[Group]) -> Group:
     first = parts[0]
-    columns = ("token_ids", "logprobs", "lengths", "rewards", "truncated")
-    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in columns]
+    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS]
     return Group(first.id, first.epoch, first.prompt, first.weight_version, *joined)
