@@ -4,8 +4,8 @@ The queries of a document are cut into segments of at most SEGMENT chains, each 
 segments of similar size are padded to one another and calculated together. So a pack of many short documents is a few
 matrix products, a long document costs half its square, and no mask is larger than its bucket.
 
-Steps after the first see the same keys and, besides, the chain's own drafted ones. Only the latter differ between steps:
-the former are summarised by their log-sum-exp and both are joined as in blockwise attention (Milakov & Gimelshein 2018,
+Steps after the first see the same keys and, besides, the chain's own drafted ones. What a chain takes from those of step 0
+is summarised by a mean and a log-sum-exp, and both are joined as in blockwise attention (Milakov & Gimelshein 2018,
 arXiv 1805.02867; Liu et al. 2023, arXiv 2310.01889, section 3).
 """
 
@@ -68,7 +68,7 @@ class Segments:
 def _grouped(sizes: np.ndarray) -> list[list[int]]:
     """Indices of segments [segments, (chains, keys)] by bucket: largest first, until padding wastes BUCKET_COST."""
     groups: list[list[int]] = []
-    waste, area = 0, 0
+    waste = 0
     for i in np.lexsort((np.arange(len(sizes)), -sizes[:, 1], -sizes.prod(1))):
         width, reach = sizes[i]
         if groups:
@@ -95,7 +95,8 @@ class Memory:
 
         Returns the mean of the values [chains, heads, head_dim] and the log-sum-exp of the scores [chains, heads].
         """
-        means, sums = [], []
+        means: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
         for bucket, key, value in zip(self.segments.buckets, self._keys, self._values, strict=True):
             width, kv_heads = bucket.chains.shape[1], key.shape[1]
             heads = _by_head(query, bucket.chains) * query.shape[-1] ** -0.5
@@ -138,12 +139,13 @@ def _by_head(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 class _BucketRead(torch.autograd.Function):
-    """One bucket's means [segments, kv_heads, shared heads x width, head_dim] and log-sum-exps [.., 1], from operands of
-    that layout. By hand because autograd would pass over the scores, which are most of the work, four times as often.
+    """Means [segments, kv_heads, shared heads x width, head_dim] and log-sum-exps [.., 1] of one bucket.
+
+    By hand because autograd would pass over the scores, which are most of the work, several times as often.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, unseen, recompute):  # type: ignore[override]
+    def forward(ctx, query, key, value, unseen, recompute):
         scores = _scores(query, key, unseen)
         top = scores.amax(-1, keepdim=True)
         weights = scores.softmax(-1)
@@ -153,11 +155,11 @@ class _BucketRead(torch.autograd.Function):
         return mean, log_sum
 
     @staticmethod
-    def backward(ctx, mean_grad, log_sum_grad):  # type: ignore[override]
+    def backward(ctx, mean_grad, log_sum_grad):
         query, key, value, unseen, mean, log_sum, weights = ctx.saved_tensors
         if weights is None:
             weights = (_scores(query, key, unseen) - log_sum).exp_()
-        # d mean / d scores as in flash attention (Dao et al. 2022, arXiv 2205.14135, B.2); d log_sum / d scores = weights.
+        # d mean as in flash attention (Dao et al. 2022, arXiv 2205.14135, B.2); d log_sum / d scores = weights.
         shift = (mean_grad * mean).sum(-1, keepdim=True) - log_sum_grad
         scores_grad = (mean_grad @ value.transpose(2, 3)).sub_(shift).mul_(weights)
         return scores_grad @ key, scores_grad.transpose(2, 3) @ query, weights.transpose(2, 3) @ mean_grad, None, None

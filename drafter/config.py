@@ -49,7 +49,9 @@ class HeadConfig:
         if self.form == "eagle3" and list(self.aux_layers) != sorted(set(self.aux_layers)):
             raise BadInput(f"drafter.aux_layers: {self.aux_layers} are not distinct and ascending")
         # HF's hidden_states[L] is behind the final norm, vLLM's layer L before it: only indices below L agree.
-        if self.form == "eagle3" and not (self.aux_layers and 0 <= self.aux_layers[0] <= self.aux_layers[-1] < self.target_layers):
+        if self.form == "eagle3" and not (
+            self.aux_layers and 0 <= self.aux_layers[0] <= self.aux_layers[-1] < self.target_layers
+        ):
             raise BadInput(f"drafter.aux_layers: {self.aux_layers} are not within 0 .. {self.target_layers - 1}")
         if self.trained_steps < 1:
             raise BadInput(f"drafter.trained_steps: {self.trained_steps} is not positive")
@@ -101,7 +103,9 @@ class HeadConfig:
     def check_vocabulary(self, vocabulary: DraftVocabulary) -> None:
         have, want = (len(vocabulary.ids), vocabulary.vocab_size), (self.draft_vocab_size, self.vocab_size)
         if have != want:
-            raise BadInput(f"drafter vocabulary: {have[0]} of {have[1]} tokens, but the head is for {want[0]} of {want[1]}")
+            raise BadInput(
+                f"drafter vocabulary: {have[0]} of {have[1]} tokens, but the head is for {want[0]} of {want[1]}"
+            )
 
 
 def default_aux_layers(layers: int) -> tuple[int, ...]:
@@ -121,7 +125,7 @@ def _size(target: Mapping[str, Any], field: str) -> int:
 
 
 def _rope_theta(target: Mapping[str, Any]) -> float:
-    """transformers 5 keeps it in `rope_parameters`, earlier ones beside. Scaling is the target's affair, not the head's."""
+    """transformers 5 keeps it in `rope_parameters`, earlier ones beside. Scaling is the target's own affair."""
     nested = target.get("rope_parameters") or {}
     theta = nested.get("rope_theta", target.get("rope_theta", 10_000.0))
     if not isinstance(theta, (int, float)) or not math.isfinite(theta) or theta <= 0:

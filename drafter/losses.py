@@ -4,10 +4,11 @@ p is the target's distribution, restricted to the draft vocabulary and renormali
 
 soft_cross_entropy   -sum p log q. Its gradient in q's logits is q - p, that of the forward KL divergence
                      (EAGLE, arXiv 2401.15077, section 4.2; EAGLE-3, arXiv 2503.01840).
-total_variation      1 - sum min(p, q), one minus the acceptance probability of a draft *sampled* from q (Leviathan et al.
-                     2023, arXiv 2211.17192, corollary 3.6). A greedy draft is accepted with probability p(argmax q) instead.
-hybrid               w CE + (1 - w) TV with w = exp(-3 sum min(p, q)), not differentiated: cross-entropy while the two are
-                     far apart, where total variation hardly has a gradient (after the idea of `lk_hybrid` in speculators).
+total_variation      1 - sum min(p, q), one minus the acceptance probability of a draft *sampled* from q (Leviathan et
+                     al. 2023, arXiv 2211.17192, corollary 3.6). A greedy one is accepted with probability p(argmax q).
+hybrid               w CE + (1 - w) TV with w = exp(-3 sum min(p, q)), not differentiated: cross-entropy while the two
+                     are far apart, where total variation hardly has a gradient (in the spirit of `lk_hybrid` of
+                     speculators, whose weights may differ).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 HYBRID_RATE = 3.0
 EAGLE_TOKEN_WEIGHT = 0.1
-"""EAGLE-1's weight of the token loss beside SmoothL1 on the hidden state of weight 1 (arXiv 2401.15077, section 4.2)."""
+"""EAGLE-1's weight of the token loss beside SmoothL1 on the hidden state, of weight 1 (arXiv 2401.15077, 4.2)."""
 
 
 def soft_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Training-time test: the head unrolled over its own outputs, seeing exactly what it will see in vLLM.
 
-vLLM's proposer (`v1/spec_decode/llm_base_proposer.py`) runs step 0 over all new positions with the target's features, then
-one position at a time over the head's own hidden state; the keys and values of both stay in the cache until the target
-has verified the draft. So step j of the chain from c sees step 0's keys up to c and its own of steps 1 .. j, at positions
-c + 1 .. c + j (EAGLE-3, arXiv 2503.01840, section 3.2; HASS, arXiv 2408.15766, calls it harmonised context).
+vLLM's proposer (`v1/spec_decode/llm_base_proposer.py`) runs step 0 over all new positions with the target's features,
+then one position at a time over the head's own hidden state; the keys and values of both stay in the cache until the
+target has verified the draft. So step j of the chain from c sees step 0's keys up to c and its own of steps 1 .. j, at
+positions c + 1 .. c + j (EAGLE-3, arXiv 2503.01840, section 3.2; HASS, arXiv 2408.15766).
 
 Tokens are those really sampled (teacher forcing): a chain counts only while its drafts agree with them anyway.
 """
@@ -29,6 +29,7 @@ def unrolled(head: DraftHead, pack: Pack, embedding: torch.Tensor, steps: int) -
     mixed, residual = head.mixed(embeds[after], head.fused(pack.features))
     memory = Memory(*attention.key_value(mixed, pack.positions), pack.segments)
     mixed, residual = mixed.index_select(0, starts), residual.index_select(0, starts)
+    hidden = residual
     drafted: list[tuple[torch.Tensor, torch.Tensor]] = []
     for step in range(steps):
         positions = pack.positions[starts] + step

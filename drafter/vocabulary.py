@@ -26,7 +26,7 @@ class DraftVocabulary:
 
     @classmethod
     def chosen(cls, counts: np.ndarray, size: int, keep: Iterable[int] = ()) -> "DraftVocabulary":
-        """The `size` most frequent of `counts` [vocab_size], ties by smaller id; `keep` (end-of-sequence ids) always."""
+        """The `size` most frequent of `counts` [vocab_size], ties by smaller id; `keep` (ends of sequence) always."""
         kept = sorted(set(keep))
         if not len(kept) <= size <= len(counts) or size < 1:
             raise BadInput(f"drafter.draft_vocab_size: {size} is not in {max(len(kept), 1)} .. {len(counts)}")

@@ -1,4 +1,6 @@
-"""The unrolled head sees exactly what it sees in vLLM: compared with a step-by-step simulation over a key-value cache."""
+"""The unrolled head sees what it sees in vLLM: compared with a step-by-step simulation over a key-value cache."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,8 +8,9 @@ import torch
 from draft_cases import config, sequences, target
 from torch.nn import functional as F
 
+from drafter.attention import Memory, Segments, joined
 from drafter.model import DraftHead
-from drafter.packing import pack
+from drafter.packing import Pack, pack
 from drafter.unroll import unrolled
 from drafter.vocabulary import DraftVocabulary
 
@@ -84,10 +87,7 @@ def test_logits_of_every_step_are_those_of_inference_with_a_cache(form, monkeypa
     packed = pack(batch)
     assert len(packed.segments.buckets) > 1
     rows = lm_head[head.draft_ids].double()
-    got = [
-        head.logits(hidden, rows)
-        for hidden in unrolled(head, doubled(packed), embedding.double(), STEPS)
-    ]
+    got = [head.logits(hidden, rows) for hidden in unrolled(head, doubled(packed), embedding.double(), STEPS)]
     simulated, chain = Simulated(head, embedding, rows), 0
     for sequence in batch:
         for start in range(sequence.prompt_length - 1, len(sequence) - 2):
@@ -99,18 +99,16 @@ def test_logits_of_every_step_are_those_of_inference_with_a_cache(form, monkeypa
     assert chain == packed.chains
 
 
-def doubled(packed):
-    import dataclasses
-
+def doubled(packed: Pack) -> Pack:
     return dataclasses.replace(packed, features=packed.features.double(), last=packed.last.double())
 
 
 def test_gradients_of_the_attention_written_by_hand():
-    from drafter.attention import Memory, Segments, joined
-
     segments = Segments.of(np.array([0, 7]), np.array([1, 0]), np.array([5, 4]), "cpu")
     torch.manual_seed(0)
-    query, key, value = (torch.randn(n, h, 4, dtype=torch.float64, requires_grad=True) for n, h in ((9, 4), (13, 2), (13, 2)))
+    query, key, value = (
+        torch.randn(n, h, 4, dtype=torch.float64, requires_grad=True) for n, h in ((9, 4), (13, 2), (13, 2))
+    )
     own = [(torch.randn(9, 2, 4).double(), torch.randn(9, 2, 4).double())]
     assert torch.autograd.gradcheck(lambda q, k, v: joined(q, Memory(k, v, segments).read(q), own), (query, key, value))
 
