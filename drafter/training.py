@@ -102,7 +102,7 @@ class DrafterTrainer:
         return {**figures, "chains": packed.chains, "tokens": len(packed.token_ids)}
 
     def loss(self, packed: Pack) -> torch.Tensor:
-        """Sum over steps i of step_weight ** i times the mean loss of the chains that reach so far. No padding counts."""
+        """Sum over steps i of step_weight ** i times the mean loss of the chains that reach so far."""
         measure, eagle = LOSSES[self.settings.loss], self.config.form == "eagle"
         target = target_distribution(packed.last, self._target_head, self.settings.temperature)
         total = torch.zeros((), device=self.device)
@@ -136,19 +136,25 @@ class DrafterTrainer:
         return lengths.cpu().numpy()
 
     def evaluate(self, sequences: Sequence[FeatureSequence], k: int) -> tuple[np.ndarray, int]:
-        """How many positions had the first 1, 2 .. k drafts right, float64 [k], and how many positions there were.
+        """How many drafts had their first 1, 2 .. k tokens right, float64 [k], and how many drafts there were.
 
-        A greedy draft is accepted with the probability that the target gives it. The response is a sample of the target,
-        so the share of drafts equal to it estimates the acceptance of greedy, one-hot drafts without bias; at
-        temperature 0 it is that acceptance. Only positions with all k drafted tokens inside the response count.
+        The drafts are those that an engine would make while generating each response: one after the first token, the
+        next after the accepted tokens and the one that the target adds. A greedy, one-hot draft token is accepted
+        exactly when the engine's output is that token, and its output is a sample of the target as the response is: so
+        this estimates without bias what vLLM's counters will say (at temperature 0, it is that). An average over all
+        positions would not: easy runs are skipped in one draft, so real drafts begin more often before hard tokens.
         """
-        usable = [sequence for sequence in sequences if sequence.chains >= k]
+        usable = [sequence for sequence in sequences if sequence.chains]
         if not usable:
             return np.zeros(k), 0
-        lengths = self.accepted(usable, k)
-        reach = np.concatenate([np.arange(sequence.chains, 0, -1) for sequence in usable])
-        lengths = lengths[reach >= k]
-        return (lengths[:, None] > np.arange(k)).sum(0).astype(np.float64), len(lengths)
+        lengths, drafts, begin = self.accepted(usable, k), [], 0
+        for sequence in usable:
+            end = begin + sequence.chains
+            while begin < end:
+                drafts.append(lengths[begin])
+                begin += int(lengths[begin]) + 1
+            begin = end
+        return (np.array(drafts)[:, None] > np.arange(k)).sum(0).astype(np.float64), len(drafts)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The live tensors, flat: `head.*`, `exp_avg.*`, `exp_avg_sq.*`, `step`. Clone before the next step."""
@@ -171,7 +177,9 @@ class DrafterTrainer:
         self.step = int(state["step"])
         for name, parameter in self.head.named_parameters():
             parameter.data.copy_(state[f"head.{name}"])
-            moments = {moment: state[f"{moment}.{name}"].to(self.device, torch.float32, copy=True) for moment in MOMENTS}
+            moments = {
+                moment: state[f"{moment}.{name}"].to(self.device, torch.float32, copy=True) for moment in MOMENTS
+            }
             step = torch.tensor(float(self.step), device=self.device)
             self._optimizer.state[parameter] = {"step": step, **moments}
 
