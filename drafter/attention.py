@@ -4,7 +4,7 @@ The queries of a document are cut into segments of at most SEGMENT chains, each 
 segments of similar size are padded to one another and calculated together. So a pack of many short documents is a few
 matrix products, a long document costs half its square, and no mask is larger than its bucket.
 
-Steps after the first see the same keys and, besides, the chain's own drafted ones. What a chain takes from those of step 0
+Steps after the first see the same keys and, besides, the chain's own drafted ones. What a chain takes from the former
 is summarised by a mean and a log-sum-exp, and both are joined as in blockwise attention (Milakov & Gimelshein 2018,
 arXiv 1805.02867; Liu et al. 2023, arXiv 2310.01889, section 3).
 """

@@ -15,13 +15,15 @@ from drafter.config import HeadConfig
 from drafter.features import FeatureSequence
 from drafter.losses import EAGLE_TOKEN_WEIGHT, LOSSES, hidden_loss, target_distribution
 from drafter.model import DraftHead
-from drafter.packing import Pack, pack
+from drafter.packing import Pack, pack, plan_packs
 from drafter.unroll import unrolled
 from drafter.vocabulary import DraftVocabulary
 from trainer.types import BadInput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's, by the names that torch gives them."""
+EVALUATION_TOKENS = 8192
+"""Tokens that an evaluation takes at a time, for the sake of memory."""
 
 
 class TrainingSettings(BaseModel):
@@ -75,23 +77,34 @@ class DrafterTrainer:
         return self._embedding.device
 
     def set_target(self, embedding: torch.Tensor, lm_head: torch.Tensor) -> None:
-        """Take over the frozen tensors of a new target version; the head and its moments stay."""
+        """Take over the frozen tensors of a new target version; the head and its moments stay.
+
+        The embedding is kept as it is, not copied where it is on the device already.
+        """
         shape = (self.config.vocab_size, self.config.hidden_size)
         for name, tensor in (("embedding", embedding), ("lm_head", lm_head)):
             if tuple(tensor.shape) != shape:
                 raise BadInput(f"target {name}: shape {tuple(tensor.shape)}, the drafter is for {shape}")
-        self._embedding = embedding.detach().float()
-        self._target_head = lm_head.detach()[self.head.draft_ids].float()
+        device, ids = self.head.draft_ids.device, self.head.draft_ids
+        self._embedding = embedding.detach().to(device)
+        self._target_head = lm_head.detach()[ids.to(lm_head.device)].to(device, torch.float32)
 
     def micro_step(self, sequences: Sequence[FeatureSequence]) -> dict[str, float]:
         """One AdamW step on one pack. Returns loss, gradient norm, learning rate, chains and tokens.
 
-        Sequences without a drafted token are left out; ValueError if none is left.
+        Sequences without a drafted token are left out; ValueError if none is left. BadInput for features of another
+        width, FloatingPointError for numbers that are not finite; the head is then as it was.
         """
-        packed = pack(sequences, self.device)
+        return self.optimize(self._packed(sequences))
+
+    def optimize(self, packed: Pack) -> dict[str, float]:
+        """`micro_step` on a pack that is laid out already."""
         loss = self.loss(packed)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.settings.max_grad_norm)
+        if not norm.isfinite():  # one such step would spoil the head and its moments for good
+            self._optimizer.zero_grad()
+            raise FloatingPointError(f"drafter: loss {loss.item()}, gradient norm {norm.item()} in step {self.step}")
         rate = self.settings.learning_rate * min(1.0, (self.step + 1) / max(self.settings.warmup_steps, 1))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -121,11 +134,16 @@ class DrafterTrainer:
 
     @torch.no_grad()
     def accepted(self, sequences: Sequence[FeatureSequence], k: int) -> np.ndarray:
-        """int64 [chains]: how many of k greedy drafts equal the sampled response from there on, up to its end.
+        """int64 [chains of all sequences, each of which must have some]: how many of k greedy drafts were right.
 
-        Fed the sampled tokens instead of its own drafts, which is the same for as long as the drafts are right.
+        Right is what equals the sampled response, up to its end. The head is fed the sampled tokens instead of its own
+        drafts, which is the same for as long as the drafts are right.
         """
-        packed = pack(sequences, self.device)
+        plans = plan_packs([len(sequence) for sequence in sequences], EVALUATION_TOKENS)
+        packs = (self._packed([sequences[i] for i in plan]) for plan in plans)
+        return np.concatenate([self._accepted(packed, k) for packed in packs])
+
+    def _accepted(self, packed: Pack, k: int) -> np.ndarray:
         right = torch.ones(packed.chains, dtype=torch.bool, device=self.device)
         lengths = torch.zeros(packed.chains, dtype=torch.int64, device=self.device)
         for step, hidden in enumerate(unrolled(self.head, packed, self._embedding, k)):
@@ -155,6 +173,14 @@ class DrafterTrainer:
                 begin += int(lengths[begin]) + 1
             begin = end
         return (np.array(drafts)[:, None] > np.arange(k)).sum(0).astype(np.float64), len(drafts)
+
+    def _packed(self, sequences: Sequence[FeatureSequence]) -> Pack:
+        wanted = (self.config.feature_size, self.config.hidden_size)
+        for sequence in sequences:
+            found = (sequence.features.shape[1], sequence.last.shape[1])
+            if found != wanted:
+                raise BadInput(f"feature sequence {sequence.id}: features and last are {found} wide, not {wanted}")
+        return pack(sequences, self.device)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The live tensors, flat: `head.*`, `exp_avg.*`, `exp_avg_sq.*`, `step`. Clone before the next step."""

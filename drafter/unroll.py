@@ -24,7 +24,7 @@ def unrolled(head: DraftHead, pack: Pack, embedding: torch.Tensor, steps: int) -
     meaning. `embedding` is the target's, [vocab, hidden].
     """
     attention, starts = head.midlayer.self_attn, pack.starts
-    embeds = embedding[pack.token_ids]
+    embeds = embedding[pack.token_ids].to(pack.features.dtype)
     after = torch.arange(1, len(embeds) + 1, device=starts.device).clamp_(max=len(embeds) - 1)
     mixed, residual = head.mixed(embeds[after], head.fused(pack.features))
     memory = Memory(*attention.key_value(mixed, pack.positions), pack.segments)

@@ -8,6 +8,7 @@ from draft_cases import HIDDEN, VOCAB, config, sequences, target
 from drafter.features import FeatureSequence
 from drafter.packing import pack, plan_packs
 from drafter.training import DrafterTrainer, TrainingSettings, average
+from drafter.unroll import unrolled
 from drafter.vocabulary import DraftVocabulary
 from trainer.types import BadInput
 
@@ -54,8 +55,12 @@ def _without(learner: DrafterTrainer, sequence: FeatureSequence, step: int) -> t
 def test_neighbours_in_a_pack_do_not_see_each_other():
     learner = trainer()
     batch = sequences(learner.config, SIZES)
-    alone = [learner.accepted([sequence], 3) for sequence in batch if sequence.chains]
-    np.testing.assert_array_equal(np.concatenate(alone), learner.accepted(batch, 3))
+    packed = pack(batch)
+    together = list(unrolled(learner.head, packed, target()[0], 3))
+    alone = [list(unrolled(learner.head, pack([s]), target()[0], 3)) for s in batch if s.chains]
+    for step in range(3):
+        expected, valid = torch.cat([hidden[step] for hidden in alone]), packed.reach > step
+        torch.testing.assert_close(together[step][valid], expected[valid], rtol=1e-4, atol=1e-5)
 
 
 def test_only_predictions_of_response_tokens_count():
@@ -136,6 +141,31 @@ def test_states_and_targets_of_another_shape_are_named():
         learner.set_target(torch.zeros(VOCAB, HIDDEN + 1), torch.zeros(VOCAB, HIDDEN))
     with pytest.raises(BadInput, match="steps"):
         trainer(steps=4)
+
+
+def test_numbers_that_are_not_finite_leave_the_head_as_it_was():
+    learner = trainer()
+    batch = sequences(learner.config, SIZES)
+    learner.micro_step(batch)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    batch[1].features[9, 3] = np.inf
+    with pytest.raises(FloatingPointError, match="step 1"):
+        learner.micro_step(batch)
+    for name, tensor in learner.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_features_of_another_width_are_named():
+    with pytest.raises(BadInput, match=r"s0: features and last are \(16, 16\)"):
+        trainer("eagle3").micro_step(sequences(config("eagle"), [(3, 5)]))
+
+
+def test_an_evaluation_in_several_packs_is_the_same(monkeypatch):
+    learner = trainer()
+    batch = [sequence for sequence in sequences(learner.config, SIZES) if sequence.chains]
+    whole = learner.accepted(batch, 3)
+    monkeypatch.setattr("drafter.training.EVALUATION_TOKENS", 20)
+    np.testing.assert_array_equal(learner.accepted(batch, 3), whole)
 
 
 def test_nothing_to_draft_is_said():
