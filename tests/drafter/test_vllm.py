@@ -72,7 +72,6 @@ def test_vllm_accepts_what_the_trainer_says_it_will(form, target_dir, tmp_path, 
     measured_drafts, measured, tokens = generated(target_dir, tmp_path / "head", form, prompts, monkeypatch)
     assert tokens == responses, "speculation has changed a token"
     assert right[0] > 0.2 * drafts, "the head has learned nothing, so the comparison would be of zeros"
-    print(form, "evaluate", right / drafts, drafts, "vLLM", measured / measured_drafts, measured_drafts)
     assert abs(measured_drafts - drafts) <= 3, "the engine's drafts are the evaluation's, but for ties by rounding"
     np.testing.assert_allclose(measured[0], right[0], atol=3)
     # vLLM also counts what it accepts beyond the last token that was asked for.
