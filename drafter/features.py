@@ -1,5 +1,6 @@
 """What the drafter learns from: a sampled sequence and what the target computed while reading it. Numpy only."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +48,36 @@ class FeatureSequence:
     def nbytes(self) -> int:
         shared = 0 if self.last is self.features else self.last.nbytes
         return self.token_ids.nbytes + self.features.nbytes + shared
+
+
+def to_columns(sequences: Sequence[FeatureSequence]) -> dict[str, np.ndarray]:
+    """Sequences end to end, as arrays that travel and are saved without pickling; `last` is left out where it is the
+    features themselves."""
+    columns = {
+        "ids": np.array([int(s.id, 16) for s in sequences], np.uint64),
+        "epochs": np.array([s.epoch for s in sequences], np.int64),
+        "lengths": np.array([len(s) for s in sequences], np.int64),
+        "prompt_lengths": np.array([s.prompt_length for s in sequences], np.int64),
+        "token_ids": np.concatenate([s.token_ids for s in sequences]),
+        "features": np.concatenate([s.features for s in sequences]),
+    }
+    if any(s.last is not s.features for s in sequences):
+        columns["last"] = np.concatenate([s.last for s in sequences])
+    return columns
+
+
+def from_columns(columns: Mapping[str, np.ndarray]) -> list[FeatureSequence]:
+    """The sequences again, as views of the columns."""
+    result, end = [], 0
+    for i, length in enumerate(columns["lengths"].tolist()):
+        rows = slice(end, end + length)
+        end += length
+        features = columns["features"][rows]
+        last = columns["last"][rows] if "last" in columns else features
+        name, epoch, prompt = (
+            f"{int(columns['ids'][i]):016x}",
+            int(columns["epochs"][i]),
+            int(columns["prompt_lengths"][i]),
+        )
+        result.append(FeatureSequence(name, epoch, columns["token_ids"][rows], prompt, features, last))
+    return result

@@ -20,6 +20,8 @@ from drafter.unroll import unrolled
 from drafter.vocabulary import DraftVocabulary
 from trainer.types import BadInput
 
+SHALLOW_STEPS, FULL_DEPTH_EVERY = 3, 4
+"""Three of four micro-steps unroll only so deep: the first drafts decide most, and cost the least to train."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's, by the names that torch gives them."""
 EVALUATION_TOKENS = 8192
@@ -99,7 +101,8 @@ class DrafterTrainer:
 
     def optimize(self, packed: Pack) -> dict[str, float]:
         """`micro_step` on a pack that is laid out already."""
-        loss = self.loss(packed)
+        deep = self.step % FULL_DEPTH_EVERY == FULL_DEPTH_EVERY - 1
+        loss = self.loss(packed, self.settings.steps if deep else min(SHALLOW_STEPS, self.settings.steps))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.settings.max_grad_norm)
         if not norm.isfinite():  # one such step would spoil the head and its moments for good
@@ -114,12 +117,15 @@ class DrafterTrainer:
         figures = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
         return {**figures, "chains": packed.chains, "tokens": len(packed.token_ids)}
 
-    def loss(self, packed: Pack) -> torch.Tensor:
-        """Sum over steps i of step_weight ** i times the mean loss of the chains that reach so far."""
+    def loss(self, packed: Pack, steps: int | None = None) -> torch.Tensor:
+        """Sum over draft steps i of step_weight ** i times the mean loss of the chains that reach so far.
+
+        `steps`: how deep to unroll, all of the settings' if not given.
+        """
         measure, eagle = LOSSES[self.settings.loss], self.config.form == "eagle"
         target = target_distribution(packed.last, self._target_head, self.settings.temperature)
         total = torch.zeros((), device=self.device)
-        for step, hidden in enumerate(unrolled(self.head, packed, self._embedding, self.settings.steps)):
+        for step, hidden in enumerate(unrolled(self.head, packed, self._embedding, steps or self.settings.steps)):
             rows = (packed.reach > step).nonzero().squeeze(1)
             if not len(rows):
                 break
