@@ -8,7 +8,6 @@ through `collect`; nothing is generated unless the version asked for is the vers
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from actors.engine import Engine, EngineConfig, Response
 from actors.logs import send_output_to_log
 from actors.requests import GroupRequest, Sampling
 from actors.seeds import derive_seed
+from drafter.control import SpeculationStats
 from trainer.spec import TaskSpec
 from trainer.types import Group, Prompt
 
@@ -44,7 +44,6 @@ class RolloutWorker:
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
         self._buckets = threading.Condition()
         self._next_bucket = 0
-        self._busy_s = 0.0
         self._ready: Future = Future()
         threading.Thread(target=self._own_engine, args=(config, task), daemon=True, name="engine").start()
 
@@ -58,9 +57,8 @@ class RolloutWorker:
         """Accept groups. All of one call are queued before the next step, in order."""
         self._call(self._admit, requests, sampling)
 
-    def collect(self, timeout_s: float) -> tuple[list[Group], float]:
-        """Wait up to `timeout_s` for a finished group, then give all that are finished, and the seconds that the
-        engine was stepped since the last call."""
+    def collect(self, timeout_s: float) -> list[Group]:
+        """Wait up to `timeout_s` for a finished group, then give all that are finished."""
         groups: list[Group] = []
         try:
             item = self._finished.get(timeout=timeout_s)
@@ -70,8 +68,7 @@ class RolloutWorker:
                 groups.append(item)
                 item = self._finished.get_nowait()
         except queue.Empty:
-            busy_s, self._busy_s = self._busy_s, 0.0
-            return groups, busy_s
+            return groups
 
     def load(self, refs: list[Any], index: int, last_version: int | None, timeout_s: float) -> int:
         """Bucket `index` of a publish: opens the update before the first, closes it after the last; gives its checksum.
@@ -89,6 +86,14 @@ class RolloutWorker:
     def transfer(self, phase: str, *args: Any) -> str | None:
         """One phase of a publish over NCCL."""
         return self._call(lambda: self._engine.transfer(phase, *args))
+
+    def load_drafter(self, refs: list[Any], survival: list[float]) -> None:
+        """Put other weights of the drafter into service, between two steps."""
+        self._call(self._engine.load_drafter, refs[0], survival)
+
+    def speculation(self) -> tuple[SpeculationStats, str | None]:
+        """What speculation did since this was last asked, and why it is off, if it is."""
+        return self._call(lambda: (self._engine.take_speculation_stats(), self._engine.speculation_off))
 
     # The engine's thread.
 
@@ -114,9 +119,7 @@ class RolloutWorker:
         while True:
             self._serve_calls()
             if self._engine.busy:
-                started = time.perf_counter()
                 self._step()
-                self._busy_s += time.perf_counter() - started
 
     def _serve_calls(self) -> None:
         """Answer what has come in; with nothing to generate, wait for the next call."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.requests import GroupRequest, Sampling
+from cluster.bubbles import Bubbles
 from cluster.dispatch import Dispatcher
 from cluster.errors import RunFailed
 from cluster.placement import wait
@@ -20,9 +21,8 @@ the engine is empty while a message travels."""
 
 
 class Rollouts:
-    def __init__(self, spec: Spec, workers: dict[str, Any], check_stop: Callable[[], None]) -> None:
-        self._spec, self._workers, self._check_stop = spec, workers, check_stop
-        self._idle_s = 0.0
+    def __init__(self, spec: Spec, workers: dict[str, Any], bubbles: Bubbles, check_stop: Callable[[], None]) -> None:
+        self._spec, self._workers, self._bubbles, self._check_stop = spec, workers, bubbles, check_stop
         self._room = int(spec.rollout.max_running_requests * ROOM)
 
     def sample(
@@ -43,17 +43,17 @@ class Rollouts:
         groups: dict[str, Group] = {}
         collects: dict[Any, str] = {}
         limit = self._spec.limits.rollout_timeout_s
-        began = last_heard = time.monotonic()
+        last_heard = time.monotonic()
         while dispatcher.open_groups:
             self._send(dispatcher.assign(), sampling, journal)
             busy = dispatcher.waits_for()
+            self._bubbles.tick(set(busy))
             for worker in busy.keys() - collects.values():
                 collects[self._workers[worker].collect.remote(COLLECT_S)] = worker
             ready, _ = ray.wait(list(collects), timeout=COLLECT_S)
             for ref in ready:
                 worker = collects.pop(ref)
-                finished, busy_s = wait([ref], COLLECT_S, worker)[0]
-                self._idle_s -= busy_s
+                finished = wait([ref], COLLECT_S, worker)[0]
                 for group in finished:
                     if dispatcher.finish(worker, group.id):
                         groups[group.id] = group
@@ -64,13 +64,8 @@ class Rollouts:
             self._check_stop()
             if time.monotonic() - last_heard > limit:
                 raise RunFailed(f"no group came back for limits.rollout_timeout_s = {limit:g} s; waiting for {busy}")
-        self._idle_s += len(self._workers) * (time.monotonic() - began)
+        self._bubbles.over()
         return [groups[request.id] for request in requests]
-
-    def take_idle_s(self) -> float:
-        """Seconds, summed over the workers, in which an engine had nothing to step, in the phases since last asked."""
-        idle_s, self._idle_s = max(self._idle_s, 0.0), 0.0
-        return idle_s
 
     def _send(self, sends: dict[str, list[GroupRequest]], sampling: Sampling, journal: Callable[..., None]) -> None:
         for worker, requests in sends.items():
