@@ -106,11 +106,8 @@ def allocation(
     with _errors_as_exit_codes(context):
         from cluster.allocation_plot import plot
         from cluster.checkpoint import RunDirectory
-        from trainer.types import BadInput
 
-        path = out or run_dir / "allocation.svg"
-        if path.suffix not in (".svg", ".png", ".pdf") or not path.absolute().parent.is_dir():
-            raise BadInput(f"--out {path}: must be an .svg, .png or .pdf file in a directory that exists")
+        path = _picture(out or run_dir / "allocation.svg")
         families = plot(RunDirectory(run_dir), path)
         if as_json:
             typer.echo(json.dumps(families))
@@ -118,6 +115,28 @@ def allocation(
         for name, row in families.items():
             shares = f"{row['rollouts'] / row['prompts']:.1f} rollouts per prompt"
             typer.echo(f"{name}: {shares}, believed success {row['believed_first']:.2f} -> {row['believed_last']:.2f}")
+        typer.echo(f"drawn in {path}")
+
+
+@app.command()
+def speculation(
+    context: typer.Context,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run, finished or not.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="RUN_DIR/speculation.svg if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Draw what speculation and the drafter did: bubbles and what was harvested, acceptance, draft tokens chosen."""
+    with _errors_as_exit_codes(context):
+        from cluster.checkpoint import RunDirectory
+        from cluster.speculation_plot import plot
+
+        path = _picture(out or run_dir / "speculation.svg")
+        figures = plot(RunDirectory(run_dir), path)
+        if as_json:
+            typer.echo(json.dumps(figures))
+            return
+        for name, value in figures.items():
+            typer.echo(f"{name.replace('_', ' ')}: {value:.3g}" if isinstance(value, float) else f"{name}: {value}")
         typer.echo(f"drawn in {path}")
 
 
@@ -163,6 +182,15 @@ def simulate(
 
 def main() -> None:
     app()
+
+
+def _picture(path: Path) -> Path:
+    """A file that can be drawn. Raises BadInput."""
+    from trainer.types import BadInput
+
+    if path.suffix not in (".svg", ".png", ".pdf") or not path.absolute().parent.is_dir():
+        raise BadInput(f"--out {path}: must be an .svg, .png or .pdf file in a directory that exists")
+    return path
 
 
 def _print_tables(report: "Report") -> None:
