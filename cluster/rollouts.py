@@ -7,6 +7,7 @@ from typing import Any
 from actors.requests import GroupRequest, Sampling
 from cluster.dispatch import Dispatcher
 from cluster.errors import RunFailed
+from cluster.lengths import Lengths
 from cluster.placement import wait
 from cluster.spec import Spec
 from trainer.types import Group
@@ -20,8 +21,8 @@ the engine is empty while a message travels."""
 
 
 class Rollouts:
-    def __init__(self, spec: Spec, workers: dict[str, Any], check_stop: Callable[[], None]) -> None:
-        self._spec, self._workers, self._check_stop = spec, workers, check_stop
+    def __init__(self, spec: Spec, workers: dict[str, Any], lengths: Lengths, check_stop: Callable[[], None]) -> None:
+        self._spec, self._workers, self._lengths, self._check_stop = spec, workers, lengths, check_stop
         self._idle_s = 0.0
         self._room = int(spec.rollout.max_running_requests * ROOM)
 
@@ -32,14 +33,14 @@ class Rollouts:
         journal: Callable[..., None],
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Group]:
-        """Sample all groups; they come back in the order of the requests.
+        """Sample all groups, those with the longest responses first; they come back in the order of the requests.
 
         Raises RunFailed when a worker fails, and when no group has come back for limits.rollout_timeout_s.
         """
         import ray
 
         dispatcher = Dispatcher(list(self._workers), self._room, self._spec.run.deterministic)
-        dispatcher.add(requests)
+        dispatcher.add(self._lengths.longest_first(sampling.pool, requests))
         groups: dict[str, Group] = {}
         collects: dict[Any, str] = {}
         limit = self._spec.limits.rollout_timeout_s
