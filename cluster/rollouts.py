@@ -8,6 +8,7 @@ from actors.requests import GroupRequest, Sampling
 from cluster.dispatch import Dispatcher
 from cluster.errors import RunFailed
 from cluster.lengths import Lengths
+from cluster.moves import Mover
 from cluster.placement import wait
 from cluster.spec import Spec
 from trainer.types import Group
@@ -23,6 +24,9 @@ the engine is empty while a message travels."""
 class Rollouts:
     def __init__(self, spec: Spec, workers: dict[str, Any], lengths: Lengths, check_stop: Callable[[], None]) -> None:
         self._spec, self._workers, self._lengths, self._check_stop = spec, workers, lengths, check_stop
+        slots, limit = spec.rollout.max_running_requests, spec.limits.rollout_timeout_s
+        self._mover = Mover(workers, lengths, slots, limit)
+        self._collects: dict[Any, str] = {}  # one call under way per worker; of a holder it may outlast the phase
         self._idle_s = 0.0
         self._room = int(spec.rollout.max_running_requests * ROOM)
 
@@ -42,29 +46,36 @@ class Rollouts:
         dispatcher = Dispatcher(list(self._workers), self._room, self._spec.run.deterministic)
         dispatcher.add(self._lengths.longest_first(sampling.pool, requests))
         groups: dict[str, Group] = {}
-        collects: dict[Any, str] = {}
+        collects = self._collects
         limit = self._spec.limits.rollout_timeout_s
         began = last_heard = time.monotonic()
         while dispatcher.open_groups:
             self._send(dispatcher.assign(), sampling, journal)
             busy = dispatcher.waits_for()
-            for worker in busy.keys() - collects.values():
+            if not self._spec.run.deterministic:
+                self._mover.consider(busy, sampling, journal)
+            holders = self._mover.holders()
+            for worker in (busy.keys() | holders.keys()) - set(collects.values()):
                 collects[self._workers[worker].collect.remote(COLLECT_S)] = worker
             ready, _ = ray.wait(list(collects), timeout=COLLECT_S)
             for ref in ready:
                 worker = collects.pop(ref)
-                finished, busy_s = wait([ref], COLLECT_S, worker)[0]
+                what = f"{worker}, which holds {', '.join(holders[worker])}" if worker in holders else worker
+                finished, busy_s = wait([ref], COLLECT_S, what)[0]
                 self._idle_s -= busy_s
+                if finished:
+                    last_heard = time.monotonic()
+                finished = self._mover.settle(worker, finished)
                 for group in finished:
                     if dispatcher.finish(worker, group.id):
                         groups[group.id] = group
                 if finished:
-                    last_heard = time.monotonic()
                     journal("completed", worker=worker, groups=[group.id for group in finished])
                     progress(len(groups))
             self._check_stop()
             if time.monotonic() - last_heard > limit:
-                raise RunFailed(f"no group came back for limits.rollout_timeout_s = {limit:g} s; waiting for {busy}")
+                open_groups = f"waiting for {busy}, of these responses moved: {holders}"
+                raise RunFailed(f"no group came back for limits.rollout_timeout_s = {limit:g} s; {open_groups}")
         self._idle_s += len(self._workers) * (time.monotonic() - began)
         return [groups[request.id] for request in requests]
 
