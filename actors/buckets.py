@@ -27,12 +27,14 @@ def partition(sizes_bytes: list[int], bucket_bytes: int) -> list[range]:
 
 
 def pack(named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Bucket:
-    """Detached CPU tensors in the engine's dtype, as numpy arrays that share memory with them where possible."""
+    """Detached CPU tensors, numbers in the engine's dtype and indices in their own, as numpy arrays that share memory
+    with them where possible."""
     bucket: Bucket = []
     for name, tensor in named:
-        cpu = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-        array = cpu.view(torch.uint16).numpy() if dtype == torch.bfloat16 else cpu.numpy()
-        bucket.append((name, str(dtype).removeprefix("torch."), array))
+        width = dtype if tensor.is_floating_point() else tensor.dtype
+        cpu = tensor.detach().to(device="cpu", dtype=width).contiguous()
+        array = cpu.view(torch.uint16).numpy() if width == torch.bfloat16 else cpu.numpy()
+        bucket.append((name, str(width).removeprefix("torch."), array))
     return bucket
 
 

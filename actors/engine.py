@@ -5,7 +5,7 @@ Owns: requests in flight, the weight version in service. Everything here runs on
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from actors.buckets import checksum
 from actors.plugin import BACKEND
+from actors.speculation import Speculation, distribution_fault, engine_arguments
+from drafter.control import SpeculationControl, SpeculationStats
 
 PREFILL_TOKENS = 8192
 """Tokens that one scheduler step may prefill together."""
@@ -38,6 +40,8 @@ class EngineConfig:
     seed: int
     transfer: str = BACKEND
     """vLLM weight-transfer backend: ours, or `nccl`."""
+    speculation: Speculation | None = None
+    """None: plain decoding, vLLM without anything of ours on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,22 @@ class Engine:
                 weight_transfer_config=WeightTransferConfig(backend=config.transfer),
                 disable_log_stats=True,
                 async_scheduling=False,
+                **(engine_arguments(config.speculation, config.max_running_requests) if config.speculation else {}),
             )
         )
+        self._control = self._speculate(config.speculation) if config.speculation else None
         if config.transfer == BACKEND:
             self._llm.collective_rpc("init_weight_transfer_engine", args=({},))
+
+    def _speculate(self, speculation: Speculation) -> SpeculationControl:
+        """Hand the scheduler its control, once the sampler has proved that speculation changes no distribution."""
+        adaptive = speculation.draft_tokens == "adaptive"
+        ready = speculation.ready and speculation.head_dir is not None
+        control = SpeculationControl(speculation.k_max, self.config.seed, ready, adaptive)
+        self._scheduler.take_control(control, looks_up=adaptive and speculation.head_dir is not None)
+        if fault := next(filter(None, self._llm.collective_rpc(distribution_fault)), None):
+            self._scheduler.switch_off(f"speculative sampling differs from plain sampling: {fault}")
+        return control
 
     @property
     def _scheduler(self) -> Any:
@@ -178,6 +194,24 @@ class Engine:
         self._llm.reset_prefix_cache()
         self._llm.set_weight_version(str(version))
         self.weight_version = version
+
+    def load_drafter(self, ref: Any, survival: Sequence[float]) -> None:
+        """Put other weights of the learned drafter into service, between two steps; requests may be under way."""
+        if self._control is None:
+            raise RuntimeError("this engine does not speculate")
+        self._llm.collective_rpc("start_draft_weight_update")
+        self._llm.collective_rpc("update_weights", args=({"refs": [ref]},))
+        self._llm.collective_rpc("finish_weight_update")
+        self._control.published(survival)
+
+    @property
+    def speculation_off(self) -> str | None:
+        """Why this engine does not speculate although it was asked to; None while it does."""
+        return self._control.off if self._control else None
+
+    def take_speculation_stats(self) -> SpeculationStats:
+        """What speculation did since this was last asked."""
+        return self._control.take_stats() if self._control else SpeculationStats()
 
     def transfer(self, phase: str, *args: Any) -> str | None:
         """One phase of a publish over NCCL; the last one gives a digest of the live weights."""

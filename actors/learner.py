@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from actors.features import FeatureTap, TapConfig
 from actors.logs import send_output_to_log
+from drafter.buffer import Blob
 from trainer.spec import LearnerSpec, PretrainStage, TaskSpec
 from trainer.types import Group, Prompt
 
@@ -31,6 +33,8 @@ class LearnerConfig:
     bucket_bytes: int
     gpus_per_worker: int = 0
     """GPUs of one rollout worker, where weights go over NCCL; 0: through the object store."""
+    tap: TapConfig | None = None
+    """Which features of the policy a drafter learns from; None without one to train."""
 
 
 class LearnerRank:
@@ -45,6 +49,7 @@ class LearnerRank:
         self._pools = pools
         self._corpus: Any = None
         self._nccl: Any = None
+        self._tap: FeatureTap | None = None
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks meet this one: its IP and a free port."""
@@ -85,6 +90,8 @@ class LearnerRank:
             model=policy, model_parameters=list(policy.parameters()), config=_deepspeed_config(self._config)
         )
         self._device = self._engine.device
+        if self._config.tap:
+            self._tap = FeatureTap(self._config.tap, policy.model)
         return {"deepspeed": deepspeed.__version__, "torch": torch.__version__}
 
     # Learning.
@@ -102,9 +109,13 @@ class LearnerRank:
         figures: dict[str, float] = {}
         updates = 0
         for part in minibatches(groups, spec.minibatches):
-            batch = samples([groups[i] for i in part], [prompts[i] for i in part], spec.objective)
-            if not any(sample.advantage for sample in batch):
+            whole = samples([groups[i] for i in part], [prompts[i] for i in part], spec.objective)
+            # Without an advantage there is no gradient, and nothing to compute; the weights are those of the whole.
+            batch = [sample for sample in whole if sample.advantage]
+            if not batch:
                 continue
+            if self._tap:
+                self._tap.begin(max(group.epoch for group in groups), spec.minibatches)
             new = self._step(batch, learning_rate, self._policy_loss)
             # Only before the first step is the learner's policy the one that sampled.
             figures = figures or new
@@ -142,6 +153,24 @@ class LearnerRank:
                     value.zero_()
                 elif key == "step":  # a plain number in the fused Adam of GPUs
                     state[key] = 0
+
+    # What the drafter learns from.
+
+    def take_features(self) -> list[Blob]:
+        """The features that the newest update left on this rank, in the object store."""
+        return self._tap.take() if self._tap else []
+
+    def target_tensors(self) -> list[Any]:
+        """Embedding and output head as they are now, as a bucket in the object store; empty on ranks but the first."""
+        import ray
+        import torch
+
+        from actors.buckets import pack
+
+        model = self._engine.module.model
+        named = [("embedding", model.get_input_embeddings().weight), ("head", model.get_output_embeddings().weight)]
+        with self._gathered([tensor for _, tensor in named]):
+            return [] if self._rank else [ray.put(pack(named, torch.float32))]
 
     # Weights.
 
@@ -196,12 +225,17 @@ class LearnerRank:
             parameters, modifier_rank=None, enabled=self._config.spec.zero_stage == 3
         )
 
-    def _micro_batches(self, batch: Sequence[Any]) -> Iterator[Any]:
+    def _micro_batches(self, batch: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:
+        """This rank's micro-batches, each with the indices of its rows."""
         from trainer.batches import collate, split
 
         lengths = [len(sample.token_ids) for sample in batch]
-        for rows in split(lengths, self._config.spec.micro_batch_tokens, self._ranks)[self._rank]:
-            yield collate([batch[i] for i in rows], self._pad_id).to(self._device)
+        mine = split(lengths, self._config.spec.micro_batch_tokens, self._ranks)[self._rank]
+        if self._tap:
+            rows = [i for part in mine for i in part]
+            self._tap.choose(rows, [lengths[i] for i in rows])
+        for part in mine:
+            yield part, collate([batch[i] for i in part], self._pad_id).to(self._device)
 
     def _policy_loss(self, micro: Any) -> tuple[Any, Any, Any]:
         from trainer.objectives import token_losses
@@ -224,8 +258,10 @@ class LearnerRank:
         import torch
 
         totals = torch.zeros(5, dtype=torch.float64)
-        for micro in self._micro_batches(batch):
+        for rows, micro in self._micro_batches(batch):
             losses, gaps, entropy = loss_of(micro)
+            if self._tap:
+                self._tap.keep(rows, batch)
             loss = (losses * micro.weights).sum()
             # DeepSpeed averages gradients over the ranks; the weights are already those of the whole batch.
             self._engine.backward(loss * self._ranks)

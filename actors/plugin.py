@@ -1,15 +1,19 @@
 """What tailrace adds to vLLM, in every vLLM process (entry point group `vllm.general_plugins`).
 
-Everything that leans on vLLM's internals lives in this file, `engine.py` and `transfer.py`.
+Everything that leans on vLLM's internals lives in this file, `engine.py`, `scheduler.py`, `speculation.py` and
+`transfer.py`.
 """
+
+from actors.speculation import mend_cpu_sampler
 
 BACKEND = "ray_object_store"
 """Name under which our weight-transfer engine is registered."""
 
 
 def register() -> None:
-    """Register the weight-transfer engine; vLLM may call this more than once per process."""
+    """Register the weight-transfer engine and mend the CPU sampler; vLLM may call this more than once per process."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "actors.transfer", "ObjectStoreTransferEngine")
+    mend_cpu_sampler()

@@ -19,6 +19,7 @@ from actors.engine import Engine, EngineConfig, Response
 from actors.handover import Continuation, Delivery, Handover, OpenGroup, Progress
 from actors.logs import send_output_to_log
 from actors.requests import GroupRequest, Sampling
+from drafter.control import SpeculationStats
 from trainer.spec import TaskSpec
 from trainer.types import Group, Prompt
 
@@ -36,7 +37,6 @@ class RolloutWorker:
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
         self._buckets = threading.Condition()
         self._next_bucket = 0
-        self._busy_s = 0.0
         self._ready: Future = Future()
         threading.Thread(target=self._own_engine, args=(config, task), daemon=True, name="engine").start()
 
@@ -50,9 +50,9 @@ class RolloutWorker:
         """Accept groups. All of one call are queued before the next step, in order."""
         self._call(self._admit, requests, sampling)
 
-    def collect(self, timeout_s: float) -> tuple[list[Group | Delivery], float]:
+    def collect(self, timeout_s: float) -> list[Group | Delivery]:
         """Wait up to `timeout_s` for a finished group or a response finished for another worker, then give all that
-        are finished, and the seconds that the engine was stepped since the last call."""
+        are finished."""
         groups: list[Group | Delivery] = []
         try:
             item = self._finished.get(timeout=timeout_s)
@@ -62,8 +62,7 @@ class RolloutWorker:
                 groups.append(item)
                 item = self._finished.get_nowait()
         except queue.Empty:
-            busy_s, self._busy_s = self._busy_s, 0.0
-            return groups, busy_s
+            return groups
 
     def progress(self) -> Progress:
         """What is under way, and how long steps took."""
@@ -98,6 +97,14 @@ class RolloutWorker:
         """One phase of a publish over NCCL."""
         return self._call(lambda: self._engine.transfer(phase, *args))
 
+    def load_drafter(self, refs: list[Any], survival: list[float]) -> None:
+        """Put other weights of the drafter into service, between two steps."""
+        self._call(self._engine.load_drafter, refs[0], survival)
+
+    def speculation(self) -> tuple[SpeculationStats, str | None]:
+        """What speculation did since this was last asked, and why it is off, if it is."""
+        return self._call(lambda: (self._engine.take_speculation_stats(), self._engine.speculation_off))
+
     # The engine's thread.
 
     def _call(self, fn: Callable[..., Any], *args: Any) -> Any:
@@ -125,9 +132,7 @@ class RolloutWorker:
             if self._engine.busy:
                 started = time.perf_counter()
                 self._step()
-                took_s = time.perf_counter() - started
-                self._busy_s += took_s
-                self._handover.timed(took_s)
+                self._handover.timed(time.perf_counter() - started)
 
     def _serve_calls(self) -> None:
         """Answer what has come in; with nothing to generate, wait for the next call."""

@@ -18,6 +18,7 @@ import numpy as np
 from actors.requests import GroupRequest, Sampling
 from allocator.allocator import Allocation
 from cluster.allocation import opening
+from cluster.bubbles import Bubbles
 from cluster.checkpoint import RunDirectory, load_state, save_state, write_atomically
 from cluster.display import Display
 from cluster.errors import RunFailed
@@ -46,7 +47,8 @@ class Driver:
         self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
         self.metrics, self.display, self.stop_requested = metrics, display, stop_requested
         self.lengths = Lengths(pools)
-        self.rollouts = Rollouts(spec, actors.workers, self.lengths, self._check_stop)
+        self.bubbles = Bubbles(spec, actors, run.journal)
+        self.rollouts = Rollouts(spec, actors.workers, self.lengths, self.bubbles, self._check_stop)
         self.counters = Counters()
         self.version = 0  # of the learner's weights
         self.serving = 0  # on every engine
@@ -75,6 +77,7 @@ class Driver:
             elif isinstance(stage, EvaluateStage):
                 self._evaluate()
         self._learner("export", str(self.run.models / "policy"))
+        self.bubbles.export(self.run.models / "drafter")
         self.run.journal("run_finished", epochs=self.epoch, spent_rollouts=self.counters.rollouts)
         self._count_wall()
         sampled = sum(sum(e["rollouts"]) for e in self.run.events() if e["event"] == "decided")
@@ -129,7 +132,6 @@ class Driver:
         sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
         began = time.perf_counter()
         groups = self.rollouts.sample(requests, sampling, self.run.journal, self.display.advance)
-        self.counters.idle_s += self.rollouts.take_idle_s()
         self.counters.evaluate_s += time.perf_counter() - began
         self.lengths.observe("heldout", groups)
         result = {"stage": self.stage_index, "weight_version": self.version, **summarize(groups, prompts, spec.k)}
@@ -209,7 +211,6 @@ class Driver:
         rollout = self.spec.rollout
         sampling = Sampling("train", rollout.max_response_tokens, rollout.temperature)
         groups = self.rollouts.sample(requests, sampling, self.run.journal)
-        self.counters.idle_s += self.rollouts.take_idle_s()
         return groups
 
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -223,11 +224,14 @@ class Driver:
         rate = learning_rate(spec.learning_rate, spec.schedule, self.epoch, total, spec.warmup_epochs)
         figures = self._learner("update", ray.put(list(groups)), rate)[0]
         self.counters.updates += int(figures["updates"])
-        self.version += 1 if figures["updates"] else 0
+        if figures["updates"]:
+            self.version += 1
+            self.bubbles.learned(self.epoch)
         return figures
 
     def _serve_current_weights(self) -> None:
         """Publish the learner's weights unless every engine has them; no engine gets work under another version."""
+        self.bubbles.publish()
         if self.serving == self.version:
             return
         workers, limit = self.actors.workers, self.spec.limits.publish_timeout_s
@@ -241,6 +245,8 @@ class Driver:
         self.epoch += 1
         self.counters.add_laps(clock.laps)
         row = metrics_row("rl", epoch, groups, self.pools.train, figures, budget, self.version, clock.laps)
+        row |= self.bubbles.report()
+        self.counters.add_report(row)
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
         self.display.advance(
@@ -270,6 +276,7 @@ class Driver:
             save_state(directory / "lengths.safetensors", self.lengths.state_dict())
             if self.actors.allocator is not None:
                 save_state(directory / "allocator.safetensors", self._allocator("state_dict"))
+            self.bubbles.save(directory)
 
         path = self.run.save_checkpoint(number, self.spec.run.keep_checkpoints, manifest, write)
         oldest = self.run.oldest_manifest()
@@ -291,6 +298,7 @@ class Driver:
         self.lengths.load_state_dict(load_state(path / "lengths.safetensors"))
         if self.actors.allocator is not None:
             self._allocator("load_state_dict", load_state(path / "allocator.safetensors"))
+        self.bubbles.load(path)
         self.stage_index, self.stage_done = manifest["stage_index"], manifest["stage_done"]
         self.epoch, self.version = manifest["epoch"], manifest["weight_version"]
         stored = [self.run.load_groups(epoch) for epoch in range(manifest["held_from"], self.epoch)]

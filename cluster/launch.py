@@ -17,6 +17,7 @@ from actors.seeds import derive_seed
 from cluster.checkpoint import RunDirectory, write_atomically
 from cluster.display import Display
 from cluster.driver import Driver
+from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
 from cluster.spec import Spec, dump_spec, load_spec
@@ -63,7 +64,9 @@ class Prepared:
         self.model_dir = str(prepare_model(spec.model, start, derive_seed(spec.run.seed, "model") % 2**32, self.dtype))
         Grader(spec.task)
         longest = spec.model.context_tokens - spec.rollout.max_response_tokens
-        self.pools: Pools = build_pools(spec.task, load_tokenizer(Path(self.model_dir)), longest)
+        tokenizer = load_tokenizer(Path(self.model_dir))
+        self.pools: Pools = build_pools(spec.task, tokenizer, longest)
+        self.head_dir = prepare_head(spec, Path(self.model_dir), self.pools, tokenizer, start)
 
 
 def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
@@ -83,7 +86,7 @@ def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) ->
     logging.getLogger().addHandler(logging.FileHandler(run.logs / "driver.log", delay=True))
     with (
         contextlib.closing(_metrics(spec)) as metrics,
-        Cluster(spec, run, prepared.model_dir, prepared.dtype) as cluster,
+        Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster,
     ):
         display.note(f"metrics at http://127.0.0.1:{metrics.port}/metrics")
         display.stage("start", 1, "cluster")

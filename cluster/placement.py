@@ -4,9 +4,11 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actors.allocator import AllocatorActor
+from actors.drafter import DrafterActor, DrafterConfig
 from actors.engine import EngineConfig
 from actors.learner import LearnerConfig, LearnerRank
 from actors.plugin import BACKEND
@@ -16,6 +18,7 @@ from cluster.allocation import allocator_arguments
 from cluster.bundles import bundles
 from cluster.checkpoint import RunDirectory
 from cluster.errors import RunFailed
+from cluster.heads import speculation, tap
 from cluster.spec import Spec
 from trainer.types import Prompt
 
@@ -32,13 +35,17 @@ class Actors:
     allocator: Any
     """None without an rl stage."""
     versions: dict[str, str]
+    drafters: dict[str, Any]
+    """By the rollout worker beside which they sit; empty where no drafter is trained."""
+    head_dir: Path | None
+    """The head that the engines started with."""
 
 
 class Cluster:
     """The run's share of a Ray cluster, as a context manager; leaves no process behind."""
 
-    def __init__(self, spec: Spec, run: RunDirectory, model_dir: str, dtype: str) -> None:
-        self._spec, self._run, self._model_dir, self._dtype = spec, run, model_dir, dtype
+    def __init__(self, spec: Spec, run: RunDirectory, model_dir: str, dtype: str, head_dir: Path | None) -> None:
+        self._spec, self._run, self._model_dir, self._dtype, self._head_dir = spec, run, model_dir, dtype, head_dir
         self._group: Any = None
         self._connected = False
         # Two ranks of one NCCL group cannot share a device, so colocated weights go through the object store.
@@ -73,6 +80,8 @@ class Cluster:
         options: dict[str, Any] = {"address": spec.address}
         if spec.address is None:
             buckets = 2 * self._spec.rollout.publish_bucket_mib * 2**20
+            if self._spec.drafter.trains:
+                buckets += 2 * self._spec.drafter.train.buffer_mib * 2**20
             options = {
                 "address": "local",
                 "include_dashboard": False,
@@ -125,20 +134,25 @@ class Cluster:
                 **options(bundle, f"learner-{i}", c.cpus_per_learner_rank, c.gpus_per_learner_rank)
             )
             ranks.append(self._keep(actor.remote(self._learner_config(), i, spec.task, pools_ref)))
+        drafters = {}
+        for i, name in enumerate(workers if spec.drafter.trains else []):
+            # They count for nothing: they run on a worker's cores while it has no use for them.
+            actor = ray.remote(DrafterActor).options(**options(i, f"drafter-{i}", 0, 0, max_concurrency=4))
+            drafters[name] = self._keep(actor.remote(self._drafter_config(slots[i])))
         allocator = self._start_allocator(pools["train"])
         timeout = spec.limits.start_timeout_s
         host, port = wait([ranks[0].address.remote()], timeout, "learner rank 0")[0]
         starting = [rank.start.remote(host, port) for rank in ranks] + [w.ready.remote() for w in workers.values()]
         versions = wait(starting, timeout, "engines and learner ranks to start")
         merged = {key: value for found in versions for key, value in found.items()} | {"ray": ray.__version__}
-        return Actors(workers, ranks, allocator, dict(sorted(merged.items())))
+        return Actors(workers, ranks, allocator, dict(sorted(merged.items())), drafters, self._head_dir)
 
     def _keep(self, handle: Any) -> Any:
         self._handles.append(handle)
         return handle
 
     def _environment(self, name: str, cpus: int, gpus: float) -> dict[str, str]:
-        variables = {"OMP_NUM_THREADS": str(cpus), "TAILRACE_LOG": self._log(name)}
+        variables = {"OMP_NUM_THREADS": str(max(cpus, 1)), "TAILRACE_LOG": self._log(name)}
         # Compiling a handful of small functions takes an engine 10 s of its start on CPU, and gains nothing there.
         return variables if gpus else {**variables, "TORCHDYNAMO_DISABLE": "1"}
 
@@ -171,6 +185,21 @@ class Cluster:
             cores=spec.cluster.cpus_per_rollout_worker,
             seed=spec.run.seed,
             transfer="nccl" if self._nccl else BACKEND,
+            speculation=speculation(spec, self._head_dir),
+        )
+
+    def _drafter_config(self, slot: int) -> DrafterConfig:
+        spec = self._spec
+        gpus, cores = spec.cluster.gpus_per_rollout_worker, spec.cluster.cpus_per_rollout_worker
+        return DrafterConfig(
+            head_dir=str(self._head_dir),
+            target_dir=self._model_dir,
+            spec=spec.drafter.train,
+            max_draft_tokens=spec.drafter.max_draft_tokens,
+            temperature=spec.rollout.temperature,
+            first_core=None if gpus else slot * cores,
+            cores=cores,
+            seed=derive_seed(spec.run.seed, "drafter", slot) % 2**32,
         )
 
     def _learner_config(self) -> LearnerConfig:
@@ -185,6 +214,7 @@ class Cluster:
             seed=derive_seed(spec.run.seed, "learner") % 2**32,
             bucket_bytes=spec.rollout.publish_bucket_mib * 2**20,
             gpus_per_worker=spec.cluster.gpus_per_rollout_worker if self._nccl else 0,
+            tap=tap(spec, self._head_dir),
         )
 
 

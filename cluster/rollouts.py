@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.requests import GroupRequest, Sampling
+from cluster.bubbles import Bubbles
 from cluster.dispatch import Dispatcher
 from cluster.errors import RunFailed
 from cluster.lengths import Lengths
@@ -22,12 +23,14 @@ the engine is empty while a message travels."""
 
 
 class Rollouts:
-    def __init__(self, spec: Spec, workers: dict[str, Any], lengths: Lengths, check_stop: Callable[[], None]) -> None:
-        self._spec, self._workers, self._lengths, self._check_stop = spec, workers, lengths, check_stop
+    def __init__(
+        self, spec: Spec, workers: dict[str, Any], lengths: Lengths, bubbles: Bubbles, check_stop: Callable[[], None]
+    ) -> None:
+        self._spec, self._workers, self._lengths, self._bubbles = spec, workers, lengths, bubbles
+        self._check_stop = check_stop
         slots, limit = spec.rollout.max_running_requests, spec.limits.rollout_timeout_s
         self._mover = Mover(workers, lengths, slots, limit)
         self._collects: dict[Any, str] = {}  # one call under way per worker; of a holder it may outlast the phase
-        self._idle_s = 0.0
         self._room = int(spec.rollout.max_running_requests * ROOM)
 
     def sample(
@@ -48,21 +51,21 @@ class Rollouts:
         groups: dict[str, Group] = {}
         collects = self._collects
         limit = self._spec.limits.rollout_timeout_s
-        began = last_heard = time.monotonic()
+        last_heard = time.monotonic()
         while dispatcher.open_groups:
             self._send(dispatcher.assign(), sampling, journal)
             busy = dispatcher.waits_for()
             if not self._spec.run.deterministic:
                 self._mover.consider(busy, sampling, journal)
             holders = self._mover.holders()
+            self._bubbles.tick(busy.keys() | holders.keys())
             for worker in (busy.keys() | holders.keys()) - set(collects.values()):
                 collects[self._workers[worker].collect.remote(COLLECT_S)] = worker
             ready, _ = ray.wait(list(collects), timeout=COLLECT_S)
             for ref in ready:
                 worker = collects.pop(ref)
                 what = f"{worker}, which holds {', '.join(holders[worker])}" if worker in holders else worker
-                finished, busy_s = wait([ref], COLLECT_S, what)[0]
-                self._idle_s -= busy_s
+                finished = wait([ref], COLLECT_S, what)[0]
                 if finished:
                     last_heard = time.monotonic()
                 finished = self._mover.settle(worker, finished)
@@ -76,13 +79,8 @@ class Rollouts:
             if time.monotonic() - last_heard > limit:
                 open_groups = f"waiting for {busy}, of these responses moved: {holders}"
                 raise RunFailed(f"no group came back for limits.rollout_timeout_s = {limit:g} s; {open_groups}")
-        self._idle_s += len(self._workers) * (time.monotonic() - began)
+        self._bubbles.over()
         return [groups[request.id] for request in requests]
-
-    def take_idle_s(self) -> float:
-        """Seconds, summed over the workers, in which an engine had nothing to step, in the phases since last asked."""
-        idle_s, self._idle_s = max(self._idle_s, 0.0), 0.0
-        return idle_s
 
     def _send(self, sends: dict[str, list[GroupRequest]], sampling: Sampling, journal: Callable[..., None]) -> None:
         for worker, requests in sends.items():

@@ -135,6 +135,15 @@ class Spec(Section):
         return self
 
     @model_validator(mode="after")
+    def _speculation_can_repeat(self) -> Self:
+        if self.run.deterministic and self.drafter.method != "none":
+            raise ValueError(
+                f"run.deterministic excludes drafter.method = {self.drafter.method}: how much is drafted depends "
+                "on measured times, and with it which random number a token gets"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _context_holds_the_response(self) -> Self:
         if self.rollout.max_response_tokens >= self.model.context_tokens:
             raise ValueError(

@@ -30,7 +30,19 @@ class Counters:
     pretrain_s: float = 0.0
     evaluate_s: float = 0.0
     idle_s: float = 0.0
-    """Seconds that rollout workers had nothing to step while a rollout phase went on."""
+    """Seconds in which rollout workers had nothing to generate while a rollout phase went on, and of these, by
+    harvest."""
+    harvested_s: float = 0.0
+    long_idle_s: float = 0.0
+    long_harvested_s: float = 0.0
+    drafter_steps: int = 0
+    drafter_critical_s: float = 0.0
+    """Seconds of drafter training bought on the critical path."""
+    engine_steps: float = 0.0
+    speculating_steps: float = 0.0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    verified: int = 0
 
     def count(self, groups: Sequence[Group]) -> None:
         self.rollouts += sum(map(len, groups))
@@ -42,6 +54,21 @@ class Counters:
         self.learn_s += laps["learn_s"]
         self.publish_s += laps["publish_s"]
         self.other_s += laps["decide_s"] + laps["other_s"]
+
+    def add_report(self, row: dict[str, Any]) -> None:
+        """What an epoch's row says of speculation and bubbles."""
+        speculation, bubbles = row["speculation"], row["bubbles"]
+        self.idle_s += bubbles["idle_s"]
+        self.harvested_s += bubbles["harvested_s"]
+        self.long_idle_s += bubbles["long_idle_s"]
+        self.long_harvested_s += bubbles["long_harvested_s"]
+        self.drafter_steps += bubbles["drafter_steps"]
+        self.drafter_critical_s += bubbles["critical_s"]
+        self.engine_steps += speculation["steps"]
+        self.speculating_steps += speculation["steps"] * speculation["enabled_steps_fraction"]
+        self.draft_tokens += speculation["draft_tokens"]
+        self.accepted_tokens += speculation["accepted_tokens"]
+        self.verified += speculation["verified"]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Counters":
@@ -145,8 +172,22 @@ def summary(
             "evaluate_s": counters.evaluate_s,
             "tokens_per_s": counters.tokens / rl_s if rl_s else 0.0,
         },
-        "speculation": {"accept_length": None, "draft_tokens": 0, "accepted_tokens": 0, "enabled_steps_fraction": 0.0},
-        "bubbles": {"idle_s": counters.idle_s, "harvested_s": 0.0, "drafter_steps": 0},
+        "speculation": {
+            "accept_length": 1 + counters.accepted_tokens / counters.verified if counters.verified else None,
+            "draft_tokens": counters.draft_tokens,
+            "accepted_tokens": counters.accepted_tokens,
+            "enabled_steps_fraction": (
+                counters.speculating_steps / counters.engine_steps if counters.engine_steps else 0.0
+            ),
+        },
+        "bubbles": {
+            "idle_s": counters.idle_s,
+            "harvested_s": counters.harvested_s,
+            "long_idle_s": counters.long_idle_s,
+            "long_harvested_s": counters.long_harvested_s,
+            "drafter_steps": counters.drafter_steps,
+            "critical_s": counters.drafter_critical_s,
+        },
         "restarts": counters.restarts,
         "versions": {**versions, "tailrace": version("tailrace"), "python": platform.python_version()},
     }

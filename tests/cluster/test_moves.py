@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from actors.requests import GroupRequest, Sampling
+from cluster.bubbles import Bubbles
 from cluster.errors import RunFailed
 from cluster.lengths import Lengths
+from cluster.placement import Actors
 from cluster.rollouts import Rollouts
 from cluster.spec import parse_spec
 from trainer.models import load_tokenizer, prepare_model
@@ -57,7 +59,7 @@ def collect(worker, count: int) -> list:
 
     found: list = []
     while len(found) < count:
-        found += ray.get(worker.collect.remote(5))[0]
+        found += ray.get(worker.collect.remote(5))
     return found
 
 
@@ -116,7 +118,9 @@ def rollouts_of(stack, small: dict) -> Rollouts:
     workers, pools = stack
     small["run"]["deterministic"] = False
     small["rollout"]["max_running_requests"] = SLOTS
-    return Rollouts(parse_spec(small, "test"), workers, Lengths(pools), lambda: None)
+    spec = parse_spec(small, "test")
+    bubbles = Bubbles(spec, Actors(workers, [], None, {}, {}, None), lambda event, **fields: None)
+    return Rollouts(spec, workers, Lengths(pools), bubbles, lambda: None)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])

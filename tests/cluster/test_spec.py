@@ -54,7 +54,11 @@ def test_small_spec_is_valid_and_survives_a_round_trip():
         ("learner.objective", "learner.objective.nam: unknown key; did you mean name?"),
         ("task.sources.0.train_prompt", "task.sources.0.train_prompt: unknown key; did you mean train_prompts?"),
         ("recipe.2.epoch", "recipe.2.epoch: unknown key; did you mean epochs?"),
-        ("drafter", "drafter.nam: unknown key; known here: method"),
+        (
+            "drafter",
+            "drafter.nam: unknown key; known here: "
+            "method, source, max_draft_tokens, draft_tokens, draft_vocabulary, train",
+        ),
     ],
 )
 def test_unknown_key_names_the_nearest_known_one(path, nearest):
