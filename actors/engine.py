@@ -5,7 +5,7 @@ Owns: requests in flight, the weight version in service. Everything here runs on
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,8 @@ class Engine:
             raise RuntimeError(f"vLLM {vllm.__version__} is not supported: 0.26 <= version < 0.33")
         self.config = config
         self.weight_version = 0
+        self.last_step: tuple[int, int] | None = None
+        """Of the last step: responses that were running, tokens prefilled beside them; None where it cannot be told."""
         self._llm = LLMEngine.from_engine_args(
             EngineArgs(
                 model=config.model_dir,
@@ -136,7 +138,41 @@ class Engine:
 
     def step(self) -> list[tuple[str, Response]]:
         """One scheduler step; the responses that it finished, by request id."""
-        return [(out.request_id, _response(out.outputs[0])) for out in self._llm.step() if out.finished]
+        running = len(self._scheduler.running)
+        finished = [(out.request_id, _response(out.outputs[0])) for out in self._llm.step() if out.finished]
+        self.last_step = self._step_taken(running, len(finished))
+        return finished
+
+    def _step_taken(self, running: int, finished: int) -> tuple[int, int] | None:
+        admitted = len(self._scheduler.running) - running + finished
+        if admitted == 0:
+            return (running, 0) if running else None
+        known = self._llm.output_processor.request_states
+        states = [known[r.request_id] for r in self._scheduler.running[-admitted:]] if admitted > 0 else []
+        new = [state for state in states if state.detokenizer.num_output_tokens() == 1]
+        tokens = sum(state.prompt_len - state.num_cached_tokens for state in new)
+        return (running, tokens) if tokens > 0 else None
+
+    def unfinished(self) -> list[tuple[str, int, int, bool]]:
+        """Responses under way, in the order of their `add`: id, tokens of the prompt, tokens so far, not yet begun."""
+        return [
+            (state.external_req_id, state.prompt_len, state.detokenizer.num_output_tokens(), state.is_prefilling)
+            for state in self._llm.output_processor.request_states.values()
+        ]
+
+    def cut(self, request_ids: Iterable[str]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Stop those of these responses that are under way; id, tokens and log-probabilities so far of each.
+
+        An abort gives nothing back, so they are read where vLLM collects them for the output.
+        """
+        processor, cut = self._llm.output_processor, []
+        for request_id in request_ids:
+            for internal_id in processor.external_req_ids.get(request_id, ()):
+                state = processor.request_states[internal_id]
+                token_ids = np.array(state.detokenizer.output_token_ids, np.int32)
+                cut.append((request_id, token_ids, _sampled_logprobs(state.logprobs_processor.logprobs)))
+        self._llm.abort_request([request_id for request_id, *_ in cut])
+        return cut
 
     def start_weight_update(self) -> None:
         """Begin a publish. The engine must be idle: no response may mix two versions unnoticed."""
@@ -209,14 +245,17 @@ class Engine:
 
 
 def _response(output: Any) -> Response:
-    flat = output.logprobs
-    # Where the sampled token is also among the top ones it stands first.
-    logprobs: Any = [] if flat is None else np.asarray(flat.logprobs, np.float32)[flat.start_indices]
     return Response(
         token_ids=np.asarray(output.token_ids, np.int32),
-        logprobs=np.asarray(logprobs, np.float32),
+        logprobs=_sampled_logprobs(output.logprobs),
         truncated=output.finish_reason == "length",
     )
+
+
+def _sampled_logprobs(flat: Any) -> np.ndarray:
+    """float32 [tokens], of the sampled tokens; empty if none were asked for or none are there yet."""
+    # Where the sampled token is also among the top ones it stands first.
+    return np.asarray(flat.logprobs, np.float32)[flat.start_indices] if flat else np.zeros(0, np.float32)
 
 
 def _prepare_environment(config: EngineConfig) -> None:

@@ -8,27 +8,20 @@ through `collect`; nothing is generated unless the version asked for is the vers
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from actors.engine import Engine, EngineConfig, Response
+from actors.handover import Continuation, Delivery, Handover, OpenGroup, Progress
 from actors.logs import send_output_to_log
 from actors.requests import GroupRequest, Sampling
-from actors.seeds import derive_seed
 from drafter.control import SpeculationStats
 from trainer.spec import TaskSpec
 from trainer.types import Group, Prompt
-
-
-@dataclass
-class _OpenGroup:
-    request: GroupRequest
-    sampling: Sampling
-    responses: dict[int, Response] = field(default_factory=dict)
 
 
 class RolloutWorker:
@@ -38,9 +31,9 @@ class RolloutWorker:
         send_output_to_log()
         self._pools = pools
         self._run_seed = run_seed
-        self._open: dict[str, _OpenGroup] = {}
-        self._finished: queue.SimpleQueue[Group | BaseException] = queue.SimpleQueue()
-        self._ungraded: queue.SimpleQueue[_OpenGroup] = queue.SimpleQueue()
+        self._open: dict[str, OpenGroup] = {}
+        self._finished: queue.SimpleQueue[Group | Delivery | BaseException] = queue.SimpleQueue()
+        self._ungraded: queue.SimpleQueue[OpenGroup] = queue.SimpleQueue()
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
         self._buckets = threading.Condition()
         self._next_bucket = 0
@@ -57,9 +50,10 @@ class RolloutWorker:
         """Accept groups. All of one call are queued before the next step, in order."""
         self._call(self._admit, requests, sampling)
 
-    def collect(self, timeout_s: float) -> list[Group]:
-        """Wait up to `timeout_s` for a finished group, then give all that are finished."""
-        groups: list[Group] = []
+    def collect(self, timeout_s: float) -> list[Group | Delivery]:
+        """Wait up to `timeout_s` for a finished group or a response finished for another worker, then give all that
+        are finished."""
+        groups: list[Group | Delivery] = []
         try:
             item = self._finished.get(timeout=timeout_s)
             while True:
@@ -69,6 +63,22 @@ class RolloutWorker:
                 item = self._finished.get_nowait()
         except queue.Empty:
             return groups
+
+    def progress(self) -> Progress:
+        """What is under way, and how long steps took."""
+        return self._call(lambda: self._handover.progress())
+
+    def release(self, request_ids: list[str]) -> list[Continuation]:
+        """Stop these responses, for another worker to go on with; one that has ended meanwhile is left out."""
+        return self._call(lambda: self._handover.release(request_ids))
+
+    def adopt(self, continuations: list[Continuation]) -> None:
+        """Go on with responses of other workers; `collect` gives each when it is finished."""
+        self._call(lambda: self._handover.adopt(continuations))
+
+    def deliver(self, deliveries: list[Delivery]) -> None:
+        """Responses of this worker's groups that others have finished."""
+        self._call(self._take_back, deliveries)
 
     def load(self, refs: list[Any], index: int, last_version: int | None, timeout_s: float) -> int:
         """Bucket `index` of a publish: opens the update before the first, closes it after the last; gives its checksum.
@@ -105,6 +115,7 @@ class RolloutWorker:
     def _own_engine(self, config: EngineConfig, task: TaskSpec) -> None:
         try:
             self._engine = Engine(config)
+            self._handover = Handover(self._engine, self._open, self._pools, self._run_seed)
             from trainer.models import load_tokenizer
             from trainer.verifiers import Grader
 
@@ -119,7 +130,9 @@ class RolloutWorker:
         while True:
             self._serve_calls()
             if self._engine.busy:
+                started = time.perf_counter()
                 self._step()
+                self._handover.timed(time.perf_counter() - started)
 
     def _serve_calls(self) -> None:
         """Answer what has come in; with nothing to generate, wait for the next call."""
@@ -132,40 +145,40 @@ class RolloutWorker:
 
     def _admit(self, requests: list[GroupRequest], sampling: Sampling) -> None:
         for request in requests:
-            if request.weight_version != self._engine.weight_version:
-                raise RuntimeError(
-                    f"group {request.id} asks for weight version {request.weight_version}, "
-                    f"version {self._engine.weight_version} is in service"
-                )
+            self._handover.check_version(request)
             if request.id in self._open:
                 continue
-            self._open[request.id] = _OpenGroup(request, sampling)
-            prompt = self._pools[sampling.pool][request.prompt]
+            self._open[request.id] = OpenGroup(request, sampling)
             for sample in range(request.rollouts):
-                self._engine.add(
-                    f"{request.id}:{sample}",
-                    list(prompt.token_ids),
-                    max_tokens=sampling.max_tokens,
-                    temperature=sampling.temperature,
-                    seed=derive_seed(self._run_seed, sampling.pool, request.epoch, prompt.id, sample),
-                    logprobs=sampling.pool == "train",
-                )
+                self._handover.start(request, sample, sampling)
 
     def _step(self) -> None:
         try:
             for request_id, response in self._engine.step():
-                group_id, _, sample = request_id.rpartition(":")
-                group = self._open[group_id]
-                group.responses[int(sample)] = response
-                if len(group.responses) == group.request.rollouts:
-                    self._ungraded.put(self._open.pop(group_id))
+                if delivery := self._handover.finished(request_id, response):
+                    self._finished.put(delivery)
+                else:
+                    group_id, _, sample = request_id.rpartition(":")
+                    self._complete(group_id, int(sample), response)
         except BaseException as error:
             # The failed epoch is over for this worker: drop what is left of it, so that the actor stays answerable.
             self._finished.put(error)
             self._engine.abort_all(
                 [f"{g.request.id}:{i}" for g in self._open.values() for i in range(g.request.rollouts)]
+                + self._handover.taken_ids
             )
             self._open.clear()
+            self._handover.forget()
+
+    def _complete(self, group_id: str, sample: int, response: Response) -> None:
+        group = self._open[group_id]
+        group.responses[sample] = response
+        if len(group.responses) == group.request.rollouts:
+            self._ungraded.put(self._open.pop(group_id))
+
+    def _take_back(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            self._complete(delivery.group_id, delivery.sample, delivery.response)
 
     def _grade_groups(self) -> None:
         while True:
@@ -175,7 +188,7 @@ class RolloutWorker:
             except BaseException as error:
                 self._finished.put(error)
 
-    def _close(self, group: _OpenGroup) -> Group:
+    def _close(self, group: OpenGroup) -> Group:
         request = group.request
         prompt = self._pools[group.sampling.pool][request.prompt]
         responses = [group.responses[i] for i in range(request.rollouts)]

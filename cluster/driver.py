@@ -22,6 +22,7 @@ from cluster.bubbles import Bubbles
 from cluster.checkpoint import RunDirectory, load_state, save_state, write_atomically
 from cluster.display import Display
 from cluster.errors import RunFailed
+from cluster.lengths import Lengths
 from cluster.metrics import Metrics
 from cluster.placement import Actors, wait
 from cluster.rollouts import Rollouts
@@ -45,8 +46,9 @@ class Driver:
     ) -> None:  # fmt: skip
         self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
         self.metrics, self.display, self.stop_requested = metrics, display, stop_requested
+        self.lengths = Lengths(pools)
         self.bubbles = Bubbles(spec, actors, run.journal)
-        self.rollouts = Rollouts(spec, actors.workers, self.bubbles, self._check_stop)
+        self.rollouts = Rollouts(spec, actors.workers, self.lengths, self.bubbles, self._check_stop)
         self.counters = Counters()
         self.version = 0  # of the learner's weights
         self.serving = 0  # on every engine
@@ -131,6 +133,7 @@ class Driver:
         began = time.perf_counter()
         groups = self.rollouts.sample(requests, sampling, self.run.journal, self.display.advance)
         self.counters.evaluate_s += time.perf_counter() - began
+        self.lengths.observe("heldout", groups)
         result = {"stage": self.stage_index, "weight_version": self.version, **summarize(groups, prompts, spec.k)}
         self.evaluations.append(result)
         self.run.journal("evaluated", **result)
@@ -177,6 +180,7 @@ class Driver:
             self.run.journal("rolled_out", epoch=epoch, **figures)
         budget, holds, exhausted = self._allocator("observe", epoch, allocation.prompts, successes, failures, tokens)
         self.counters.count(groups)
+        self.lengths.observe("train", groups)
         clock.lap("decide_s")
 
         self.held += groups
@@ -269,6 +273,7 @@ class Driver:
 
         def write(directory: Path) -> None:
             self._learner("save", str(directory))
+            save_state(directory / "lengths.safetensors", self.lengths.state_dict())
             if self.actors.allocator is not None:
                 save_state(directory / "allocator.safetensors", self._allocator("state_dict"))
             self.bubbles.save(directory)
@@ -290,6 +295,7 @@ class Driver:
             return
         path, manifest = found
         self._learner("load", str(path))
+        self.lengths.load_state_dict(load_state(path / "lengths.safetensors"))
         if self.actors.allocator is not None:
             self._allocator("load_state_dict", load_state(path / "allocator.safetensors"))
         self.bubbles.load(path)

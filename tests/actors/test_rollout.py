@@ -48,7 +48,7 @@ def collect(worker, count: int) -> list:
 
     groups: list = []
     while len(groups) < count:
-        groups += ray.get(worker.collect.remote(5))[0]
+        groups += ray.get(worker.collect.remote(5))
     return groups
 
 

@@ -1,0 +1,100 @@
+"""Carries out what `cluster.migration` plans: responses from a straggler to idle workers, and back when finished.
+
+Invariant: a response that moved has one holder at any time, and comes back through `settle` to the worker that owns its
+group; the dispatcher waits for the group as if nothing had moved. If a holder dies, the run fails and names them.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from actors.handover import Delivery, Progress
+from actors.requests import Sampling
+from cluster.lengths import Lengths, remaining_tokens
+from cluster.migration import Plan, StepTimes, Unfinished, plan
+from cluster.placement import wait
+from trainer.types import Group
+
+CHECK_S = 1.0
+"""While the same workers stay idle, moves are considered this often."""
+
+FIRST_MOVE_S = 0.1
+"""What a move is thought to cost beside its prefill before the first one was measured."""
+
+
+class Mover:
+    def __init__(self, workers: dict[str, Any], lengths: Lengths, slots: int, limit_s: float) -> None:
+        self._workers, self._lengths, self._limit_s = workers, lengths, limit_s
+        self._times = StepTimes(slots)
+        self._move_s = FIRST_MOVE_S
+        self._away: dict[str, tuple[str, str]] = {}  # response id: owner and holder
+        self._considered: tuple[frozenset[str], float] = frozenset(), 0.0
+
+    def holders(self) -> dict[str, list[str]]:
+        """Ids of the responses that went to each worker and have not come back."""
+        held: dict[str, list[str]] = {}
+        for request_id, (_, holder) in self._away.items():
+            held.setdefault(holder, []).append(request_id)
+        return held
+
+    def consider(self, busy: Collection[str], sampling: Sampling, journal: Callable[..., None]) -> None:
+        """Move what is worth it. `busy`: the workers with groups of their own; nothing waits for a worker."""
+        idle = frozenset(self._workers).difference(busy, self.holders())
+        before, asked = self._considered
+        if not idle or (idle == before and time.monotonic() - asked < CHECK_S):
+            return
+        reports = self._ask("progress", dict.fromkeys(self._workers, ()))
+        for progress in reports.values():
+            self._times.add(progress.steps)
+        speed = self._times.speed()
+        if speed is None:
+            return
+        unfinished = {worker: self._unfinished(progress, sampling) for worker, progress in reports.items()}
+        self._carry_out(plan(unfinished, speed, self._move_s), journal)
+        self._considered = idle.difference(self.holders()), time.monotonic()
+
+    def settle(self, holder: str, finished: Iterable[Group | Delivery]) -> list[Group]:
+        """Send home what `holder` has finished for others; the groups among what it has finished."""
+        home: dict[str, list[Delivery]] = {}
+        groups = []
+        for item in finished:
+            if isinstance(item, Group):
+                groups.append(item)
+            else:
+                owner, _ = self._away.pop(f"{item.group_id}:{item.sample}")
+                home.setdefault(owner, []).append(item)
+        self._ask("deliver", {owner: (deliveries,) for owner, deliveries in home.items()})
+        return groups
+
+    def _unfinished(self, progress: Progress, sampling: Sampling) -> list[Unfinished]:
+        expected = self._lengths.expected(sampling.pool)[:, 0]
+        return [
+            Unfinished(
+                r.id, r.prompt_tokens + r.tokens,
+                remaining_tokens(expected[r.prompt], r.tokens, sampling.max_tokens), r.waiting,
+            )
+            for r in progress.responses
+        ]  # fmt: skip
+
+    def _carry_out(self, planned: Plan, journal: Callable[..., None]) -> None:
+        for (giver, taker), request_ids in planned.moves.items():
+            began = time.monotonic()
+            given = self._ask("release", {giver: (request_ids,)})[giver]
+            if not given:
+                continue
+            for c in given:
+                self._away[c.id] = self._away.get(c.id, (giver,))[0], taker
+            self._ask("adopt", {taker: (given,)})
+            self._move_s += (time.monotonic() - began - self._move_s) / 2
+            fields = {
+                "from": giver, "to": taker, "groups": sorted({c.request.id for c in given}), "responses": len(given),
+                "tokens": sum(len(c.token_ids) for c in given),
+                "predicted_s": [round(planned.before_s, 3), round(planned.after_s, 3)],
+            }  # fmt: skip
+            journal("moved", **fields)
+
+    def _ask(self, method: str, calls: dict[str, Sequence[Any]]) -> dict[str, Any]:
+        """One call to each of these workers, at once. Raises RunFailed naming them and what is away from its owner."""
+        asked = [getattr(self._workers[worker], method).remote(*args) for worker, args in calls.items()]
+        what = f"{', '.join(calls)}: {method}; moved responses: {self.holders() or 'none'}"
+        return dict(zip(calls, wait(asked, self._limit_s, what), strict=True)) if calls else {}
