@@ -68,29 +68,47 @@ def minibatches(groups: Sequence[Group], count: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
+PASS_TOKENS = 128
+"""What one more micro-batch costs beside its tokens, in tokens: the fixed part of a forward and backward pass."""
+
+
 def split(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:
     """Indices of sequences by [rank][micro-batch][row].
 
-    Longest first, dealt to the ranks in turn (there and back), then cut where the next row would push rows x longest
-    over the budget. Every rank gets the same number of micro-batches, the last ones possibly empty, because ranks
-    meet in every backward pass. A sequence longer than the budget gets a micro-batch of its own.
+    Longest first, each to the rank with the fewest tokens so far, then cut so that padded tokens and passes together
+    cost least, with rows x longest within the budget: in a heavy-tailed batch padding to the longest response would
+    cost several times the batch itself. Every rank gets the same number of micro-batches, the last ones possibly
+    empty, because ranks meet in every backward pass. A sequence longer than the budget gets a micro-batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    for position, index in enumerate(order):
-        lap, seat = divmod(position, ranks)
-        shares[seat if lap % 2 == 0 else ranks - 1 - seat].append(index)
+    tokens = [0] * ranks
+    for index in order:
+        rank = tokens.index(min(tokens))
+        shares[rank].append(index)
+        tokens[rank] += lengths[index]
     cut = []
     for share in shares:
-        batches: list[list[int]] = []
-        for index in share:
-            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-        cut.append(batches)
+        edges = _cuts(np.array([lengths[i] for i in share]), token_budget)
+        cut.append([share[a:b] for a, b in itertools.pairwise(edges)])
     most = max(len(batches) for batches in cut)
     return [batches + [[] for _ in range(most - len(batches))] for batches in cut]
+
+
+def _cuts(lengths: np.ndarray, token_budget: int) -> list[int]:
+    """Edges of the micro-batches of `lengths`, int [n] falling: the cheapest of all cuts, by dynamic programming."""
+    n = len(lengths)
+    best, begin = np.zeros(n + 1), np.zeros(n + 1, np.int64)
+    for end in range(1, n + 1):
+        rows = end - np.arange(end)
+        cost = best[:end] + lengths[:end] * rows + PASS_TOKENS
+        cost[(lengths[:end] * rows > token_budget) & (rows > 1)] = np.inf
+        begin[end] = cost.argmin()
+        best[end] = cost[begin[end]]
+    edges = [n]
+    while edges[-1]:
+        edges.append(int(begin[edges[-1]]))
+    return edges[::-1] if n else [0]
 
 
 def collate(rows: Sequence[Sample], pad_id: int) -> MicroBatch:
