@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 MIN_GAIN_S = 0.05
-MIN_GAIN_SHARE = 0.05
+MIN_GAIN_SHARE = 0.15
 """A plan must end the phase earlier by both of these, or nothing moves: predictions are not better than that."""
 
 STEPS_KEPT = 64
@@ -29,8 +29,8 @@ class Unfinished:
     id: str
     context_tokens: int
     """Prompt and tokens so far: what has to be prefilled before it can go on, unless it is running already."""
-    remaining_tokens: float
-    """Expected."""
+    remaining_steps: float
+    """Expected; as many as tokens where nothing is drafted."""
     waiting: bool
     """For a slot of the engine."""
 
@@ -103,7 +103,7 @@ def finish_s(responses: Sequence[Unfinished], speed: EngineSpeed, delay_s: float
         while queue and len(ends) < speed.slots:
             response = queue.popleft()
             clock_s += response.context_tokens * speed.prefill_s if response.waiting else 0.0
-            heapq.heappush(ends, steps + response.remaining_tokens)
+            heapq.heappush(ends, steps + response.remaining_steps)
         running, end = len(ends), heapq.heappop(ends)
         clock_s += (end - steps) * speed.step_s[running]
         steps = end
@@ -141,7 +141,7 @@ def _best_split(
     giver: Sequence[Unfinished], taker: Sequence[Unfinished], speed: EngineSpeed, move_s: float, giver_delay_s: float
 ) -> tuple[list[Unfinished], list[Unfinished], float, float] | None:
     """What each has afterwards, and when it ends; of the counts tried the one with which both are done first."""
-    running = sorted((r for r in giver if not r.waiting), key=lambda r: -r.remaining_tokens)
+    running = sorted((r for r in giver if not r.waiting), key=lambda r: -r.remaining_steps)
     # Last come, first moved; of the running ones every second, so that long and short ones stay as well as go.
     order = [r for r in reversed(giver) if r.waiting] + running[1::2] + running[::2]
     best = None
@@ -149,7 +149,7 @@ def _best_split(
         moved = {r.id for r in order[:count]}
         stay = [r for r in giver if r.id not in moved]
         go = [replace(r, waiting=True) for r in order[:count]]
-        taken = sorted([*taker, *go], key=lambda r: -r.remaining_tokens)
+        taken = sorted([*taker, *go], key=lambda r: -r.remaining_steps)
         split = stay, taken, finish_s(stay, speed, giver_delay_s), finish_s(taken, speed, move_s)
         if best is None or max(split[2:]) < max(best[2:]):
             best = split

@@ -37,8 +37,11 @@ class Mover:
             held.setdefault(holder, []).append(request_id)
         return held
 
-    def consider(self, busy: Collection[str], sampling: Sampling, journal: Callable[..., None]) -> None:
-        """Move what is worth it. `busy`: the workers with groups of their own; nothing waits for a worker."""
+    def consider(
+        self, busy: Collection[str], sampling: Sampling, step_tokens: float, journal: Callable[..., None]
+    ) -> None:
+        """Move what is worth it. `busy`: the workers with groups of their own; nothing waits for a worker.
+        `step_tokens`: tokens that a response gets per step, more than 1 where drafts are accepted."""
         idle = frozenset(self._workers).difference(busy, self.holders())
         before, asked = self._considered
         if not idle or (idle == before and time.monotonic() - asked < CHECK_S):
@@ -49,7 +52,7 @@ class Mover:
         speed = self._times.speed()
         if speed is None:
             return
-        unfinished = {worker: self._unfinished(progress, sampling) for worker, progress in reports.items()}
+        unfinished = {worker: self._unfinished(progress, sampling, step_tokens) for worker, progress in reports.items()}
         self._carry_out(plan(unfinished, speed, self._move_s), journal)
         self._considered = idle.difference(self.holders()), time.monotonic()
 
@@ -66,12 +69,12 @@ class Mover:
         self._ask("deliver", {owner: (deliveries,) for owner, deliveries in home.items()})
         return groups
 
-    def _unfinished(self, progress: Progress, sampling: Sampling) -> list[Unfinished]:
+    def _unfinished(self, progress: Progress, sampling: Sampling, step_tokens: float) -> list[Unfinished]:
         expected = self._lengths.expected(sampling.pool)[:, 0]
         return [
             Unfinished(
                 r.id, r.prompt_tokens + r.tokens,
-                remaining_tokens(expected[r.prompt], r.tokens, sampling.max_tokens), r.waiting,
+                remaining_tokens(expected[r.prompt], r.tokens, sampling.max_tokens) / step_tokens, r.waiting,
             )
             for r in progress.responses
         ]  # fmt: skip

@@ -56,7 +56,7 @@ class Rollouts:
             self._send(dispatcher.assign(), sampling, journal)
             busy = dispatcher.waits_for()
             if not self._spec.run.deterministic:
-                self._mover.consider(busy, sampling, journal)
+                self._mover.consider(busy, sampling, self._bubbles.step_tokens, journal)
             holders = self._mover.holders()
             self._bubbles.tick(busy.keys() | holders.keys())
             for worker in (busy.keys() | holders.keys()) - set(collects.values()):

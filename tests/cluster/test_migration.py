@@ -107,9 +107,9 @@ def test_the_predicted_finish_never_gets_worse_and_is_the_one_of_the_moves(loads
     for taker in {taker for _, taker in planned.moves}:
         assert not unfinished[taker]
         ids = [id for (_, to), ids in planned.moves.items() if to == taker for id in ids]
-        taken = sorted((by_id[id] for id in ids), key=lambda r: -r.remaining_tokens)
+        taken = sorted((by_id[id] for id in ids), key=lambda r: -r.remaining_steps)
         ends.append(
-            finish_s([Unfinished(r.id, r.context_tokens, r.remaining_tokens, True) for r in taken], speed, move_s)
+            finish_s([Unfinished(r.id, r.context_tokens, r.remaining_steps, True) for r in taken], speed, move_s)
         )
     if planned.moves:
         assert planned.before_s - planned.after_s >= max(0.05, 0.05 * planned.before_s)
