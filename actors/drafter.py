@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from actors.buckets import Bucket, unpack
 from actors.buckets import pack as bucketed
-from actors.buckets import unpack
 from actors.logs import send_output_to_log
 from drafter.features import FeatureSequence, from_columns
 from drafter.spec import DrafterTrainSpec
@@ -26,7 +26,7 @@ NICE = 5
 EVALUATE_EVERY = 48
 """Micro-steps between two looks at the held-out slice."""
 HELD_OUT = 8
-"""One in so many sequences is never trained on."""
+"""The responses of one in so many prompts are never trained on."""
 HELD_OUT_TOKENS = 2048
 """Tokens of the newest held-out sequences that a candidate is judged on."""
 
@@ -62,10 +62,6 @@ class Session:
     survival: tuple[float, ...] = ()
     """Of the candidate on the held-out slice; empty when none was looked at."""
     serving_survival: tuple[float, ...] = ()
-    candidate: Any = None
-    """Object reference of the candidate's weights, a bucket as the engines load it."""
-    state: Any = None
-    """Object reference of the trainer's state as numpy arrays, None if nothing was trained."""
 
 
 class DrafterActor:
@@ -76,7 +72,8 @@ class DrafterActor:
         self._config = config
         self._stops: dict[int, threading.Event] = {}
         self._guard = threading.Lock()
-        self._held: Any = None  # the state that the trainer holds, as a key
+        self._held: int | None = None  # the lease whose outcome the trainer still holds
+        self._candidate: Bucket | None = None
         self._blobs: dict[str, list[FeatureSequence]] = {}
         self._since_look = 0
         self._serving_seen: tuple[Any, tuple[float, ...]] = (None, ())
@@ -116,39 +113,60 @@ class DrafterActor:
         tensors = [tensor.to(self._trainer.device) for _, tensor in unpack(ray.get(refs[0]))]
         self._trainer.set_target(*tensors)
 
-    def train(self, lease: int, states: Sequence[tuple[Any, float]], blobs: Sequence[Any], serving: Any) -> Session:
+    def train(
+        self,
+        lease: int,
+        states: Sequence[tuple[Any, float]],
+        held: int | None,
+        blobs: Sequence[Any],
+        serving: Any,
+    ) -> tuple[Session, dict[str, np.ndarray] | None, Bucket | None]:
         """One session: continue from the mean of `states` (reference, weight) on the features of `blobs` until stopped.
 
-        `serving`: reference of the weights in service, None while n-grams serve. All references come in lists, so that
-        Ray does not resolve them before the call.
-        """
-        import ray
+        `held`: the lease that left the only state; the drafter that had it need not load it again.
 
-        session, stop = Session(), self._stop_of(lease)
-        self._continue_from(states)
+        `serving`: reference of the weights in service, None while n-grams serve. All references come in lists, so that
+        Ray does not resolve them before the call. Gives the trainer's state, None if nothing was trained, and the
+        candidate's weights, None if none was judged: as values, so that they outlive this actor.
+        """
+        session, stop, self._candidate = Session(), self._stop_of(lease), None
+        self._continue_from(states, held)
         data, held_out = self._sequences(blobs)
         if not data:
             session.ended = time.time()
-            return session
+            return session, None, None
         packs = self._packs(data)
         while not stop.is_set():
             began = time.perf_counter()
             if self._since_look >= EVALUATE_EVERY and held_out:
                 self._look(session, held_out, serving, stop)
             else:
-                figures = self._trainer.micro_step(next(packs))
-                session.micro_steps += 1
-                session.tokens += int(figures["tokens"])
-                session.loss = figures["loss"]
-                self._since_look += 1
-                session.longest_step_s = max(session.longest_step_s, time.perf_counter() - began)
+                self._train_step(session, next(packs), stop)
             session.trained_s += time.perf_counter() - began
-        session.ended = time.time()
+        state = None
         if session.micro_steps:
-            state = {name: tensor.cpu().numpy() for name, tensor in self._trainer.state_dict().items()}
-            session.state = [ray.put(state)]
-            self._held = session.state[0].hex()
-        return session
+            state = {name: tensor.cpu().numpy().copy() for name, tensor in self._trainer.state_dict().items()}
+            self._held = lease
+        session.ended = time.time()
+        return session, state, self._candidate
+
+    def _train_step(self, session: Session, sequences: list[FeatureSequence], stop: threading.Event) -> None:
+        from drafter.training import Stopped
+
+        began = time.perf_counter()
+        try:
+            figures = self._trainer.micro_step(sequences, stop.is_set)
+        except Stopped:
+            return
+        session.micro_steps += 1
+        session.tokens += int(figures["tokens"])
+        session.loss = figures["loss"]
+        session.longest_step_s = max(session.longest_step_s, time.perf_counter() - began)
+        self._since_look += 1
+
+    def pid(self) -> int:
+        """Its process, for whoever watches or breaks it."""
+        return os.getpid()
 
     def stop(self, lease: int) -> None:
         """End a session after its micro-step; also one that has not begun yet."""
@@ -160,13 +178,13 @@ class DrafterActor:
                 del self._stops[old]
             return self._stops.setdefault(lease, threading.Event())
 
-    def _continue_from(self, states: Sequence[tuple[Any, float]]) -> None:
+    def _continue_from(self, states: Sequence[tuple[Any, float]], held: int | None) -> None:
         import ray
         import torch
 
         from drafter.training import average
 
-        if not states or (len(states) == 1 and states[0][0].hex() == self._held):
+        if not states or (len(states) == 1 and held is not None and held == self._held):
             return
         loaded = [{k: torch.from_numpy(np.array(v)) for k, v in ray.get(ref).items()} for ref, _ in states]
         mean = average(loaded, [weight for _, weight in states]) if len(loaded) > 1 else loaded[0]
@@ -180,11 +198,9 @@ class DrafterActor:
         known = {ref.hex(): self._blobs.get(ref.hex()) or from_columns(ray.get(ref)) for ref in refs}
         self._blobs = known
         every = [s for sequences in known.values() for s in sequences if s.chains]
-        held_out = [s for s in every if is_held_out(s.id)]
-        newest = max((s.epoch for s in held_out), default=0)
         slice_, tokens = [], 0
-        for sequence in held_out:
-            if sequence.epoch == newest and tokens < HELD_OUT_TOKENS:
+        for sequence in sorted((s for s in every if is_held_out(s.id)), key=lambda s: -s.epoch):
+            if tokens < HELD_OUT_TOKENS:
                 slice_.append(sequence)
                 tokens += len(sequence)
         return [s for s in every if not is_held_out(s.id)], slice_
@@ -208,10 +224,10 @@ class DrafterActor:
 
         key = (serving and serving[0].hex(), held_out[0].epoch, len(held_out))
         if serving and self._serving_seen[0] != key:
-            own = {name: tensor.clone() for name, tensor in self._trainer.head.state_dict().items()}
+            trained = {name: tensor.clone() for name, tensor in self._trainer.head.state_dict().items()}
             self._load_weights(ray.get(serving[0]))
             survival = self._survival(held_out, stop)
-            self._trainer.head.load_state_dict(own)
+            self._trainer.head.load_state_dict(trained)
             if survival is None:
                 return
             self._serving_seen = (key, survival)
@@ -223,7 +239,8 @@ class DrafterActor:
         self._since_look = 0
         session.survival, session.accept_length = survival, 1 + sum(survival)
         session.serving_survival = self._serving_seen[1] if serving else ()
-        session.candidate = [ray.put(bucketed(list(named_weights(self._trainer.head)), torch.float32))]
+        own = [(name, tensor.clone()) for name, tensor in named_weights(self._trainer.head)]
+        self._candidate = bucketed(own, torch.float32)
 
     def _load_weights(self, bucket: Any) -> None:
         from drafter.files import LAYER
@@ -250,7 +267,7 @@ class DrafterActor:
 
 
 def is_held_out(sequence_id: str) -> bool:
-    """The same for a sequence in every process and run."""
+    """The same for all responses of a prompt, in every process and run."""
     return int(sequence_id, 16) % HELD_OUT == 0
 
 

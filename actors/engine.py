@@ -42,6 +42,8 @@ class EngineConfig:
     """vLLM weight-transfer backend: ours, or `nccl`."""
     speculation: Speculation | None = None
     """None: plain decoding, vLLM without anything of ours on the way."""
+    sleeps: bool = False
+    """Whether the engine can free its GPU memory while it has nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Engine:
             raise RuntimeError(f"vLLM {vllm.__version__} is not supported: 0.26 <= version < 0.33")
         self.config = config
         self.weight_version = 0
+        self._asleep = False
         self.last_step: tuple[int, int] | None = None
         """Of the last step: responses that were running, tokens prefilled beside them; None where it cannot be told."""
         self._llm = LLMEngine.from_engine_args(
@@ -92,6 +95,7 @@ class Engine:
                 weight_transfer_config=WeightTransferConfig(backend=config.transfer),
                 disable_log_stats=True,
                 async_scheduling=False,
+                enable_sleep_mode=config.sleeps,
                 **(engine_arguments(config.speculation, config.max_running_requests) if config.speculation else {}),
             )
         )
@@ -104,7 +108,7 @@ class Engine:
         adaptive = speculation.draft_tokens == "adaptive"
         ready = speculation.ready and speculation.head_dir is not None
         control = SpeculationControl(speculation.k_max, self.config.seed, ready, adaptive)
-        self._scheduler.take_control(control, looks_up=adaptive and speculation.head_dir is not None)
+        self._scheduler.take_control(control, learned=speculation.head_dir is not None)
         if fault := next(filter(None, self._llm.collective_rpc(distribution_fault)), None):
             self._scheduler.switch_off(f"speculative sampling differs from plain sampling: {fault}")
         return control
@@ -114,12 +118,20 @@ class Engine:
         return self._llm.engine_core.engine_core.scheduler
 
     def add(
-        self, request_id: str, prompt: list[int], *, max_tokens: int, temperature: float, seed: int, logprobs: bool
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int | None,
+        logprobs: bool,
     ) -> None:
-        """Queue one response of at most `max_tokens` tokens."""
+        """Queue one response of at most `max_tokens` tokens; without a seed the engine's own generator draws it."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        self._wake()
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -178,6 +190,7 @@ class Engine:
         """Begin a publish. The engine must be idle: no response may mix two versions unnoticed."""
         if self.busy:
             raise RuntimeError("weights cannot change while responses are being generated")
+        self._wake()
         self.weight_version = -1
         self._llm.collective_rpc("start_weight_update")
 
@@ -199,10 +212,29 @@ class Engine:
         """Put other weights of the learned drafter into service, between two steps; requests may be under way."""
         if self._control is None:
             raise RuntimeError("this engine does not speculate")
+        self._wake()
         self._llm.collective_rpc("start_draft_weight_update")
-        self._llm.collective_rpc("update_weights", args=({"refs": [ref]},))
+        try:
+            self._llm.collective_rpc("update_weights", args=({"refs": [ref]},))
+        except Exception as error:  # the target is whole, so this costs speculation and not the run
+            self._scheduler.switch_off(f"the drafter's weights could not be loaded: {error}")
         self._llm.collective_rpc("finish_weight_update")
         self._control.published(survival)
+
+    def sleep(self) -> None:
+        """Free the memory of the GPU until there is work again (vLLM's level 1: weights go to host memory)."""
+        if self.config.sleeps and not self.busy and not self._asleep:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def draft_by(self, draft_tokens: str | int | list[tuple[int, int, int]]) -> None:
+        """Who decides from the next step on how much is drafted; see the scheduler."""
+        self._scheduler.draft_by(draft_tokens)
 
     @property
     def speculation_off(self) -> str | None:

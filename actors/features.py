@@ -5,6 +5,7 @@ layers and the output of the final norm while the policy's loss is computed, for
 """
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,17 +39,23 @@ class FeatureTap:
             model.model.layers[layer].register_forward_pre_hook(self._keeper(layer), with_kwargs=True)
         model.model.norm.register_forward_hook(lambda _m, _i, output: self._keep(-1, output))
         self._epoch, self._room_tokens = -1, 0
+        self.seconds = 0.0
+        """Spent on copying features since the newest update began."""
         self._chosen: dict[int, bool] = {}
         self._kept: dict[bool, list[FeatureSequence]] = {True: [], False: []}
 
     def begin(self, epoch: int, parts: int) -> None:
         """An update of `parts` batches begins, or one of its batches: from here on features are kept."""
         if epoch != self._epoch:
-            self._epoch, self._kept = epoch, {True: [], False: []}
+            self._epoch, self._kept, self.seconds = epoch, {True: [], False: []}, 0.0
         self._room_tokens = self._config.budget_bytes // self._config.bytes_per_token // parts
 
     def choose(self, mine: Sequence[int], lengths: Sequence[int]) -> None:
-        """Of this rank's sequences (`mine`, indices into the batch; `lengths` in tokens) the ones to keep."""
+        """Of this rank's sequences (`mine`, indices into the batch; `lengths` in tokens) the ones to keep; none outside
+        an update, as in pre-training."""
+        if not self._room_tokens:
+            self._chosen = {}
+            return
         longest, rest = select(lengths, self._room_tokens, seed=self._epoch)
         self._chosen = {mine[i]: long for part, long in ((longest, True), (rest, False)) for i in part}
 
@@ -56,6 +63,7 @@ class FeatureTap:
         """The micro-batch whose row i is sample `rows[i]` of the batch has passed."""
         import torch
 
+        began = time.perf_counter()
         for row, index in enumerate(rows):
             long = self._chosen.pop(index, None)
             if long is None:
@@ -67,22 +75,30 @@ class FeatureTap:
             ids = np.asarray(sample.token_ids, np.int32)
             last = both[:, -states[-1].shape[-1] :]
             features = both[:, : -last.shape[1]] if self._config.aux_layers else last
-            name = hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()
+            # Named after its prompt: what is held out must share no prompt with what is trained on.
+            name = hashlib.blake2b(ids[: sample.prompt_length].tobytes(), digest_size=8).hexdigest()
             self._kept[long].append(FeatureSequence(name, self._epoch, ids, sample.prompt_length, features, last))
         self._seen.clear()
+        self.seconds += time.perf_counter() - began
+
+    def taken(self) -> list[FeatureSequence]:
+        """What the passes left, the longest first; from here on nothing is kept until another update begins."""
+        kept = [*self._kept[True], *self._kept[False]]
+        self._kept, self._room_tokens = {True: [], False: []}, 0
+        return kept
 
     def take(self) -> list[Blob]:
         """What this epoch's passes left, put into the object store."""
         import ray
 
-        blobs = []
-        for long, sequences in self._kept.items():
+        blobs, kept = [], dict(self._kept)
+        self.taken()
+        for long, sequences in kept.items():
             if sequences:
                 columns = to_columns(sequences)
                 size = sum(array.nbytes for array in columns.values())
                 tokens = sum(map(len, sequences))
                 blobs.append(Blob(ray.put(columns), self._epoch, long, len(sequences), tokens, size))
-        self._kept, self._room_tokens = {True: [], False: []}, 0
         return blobs
 
     def _keeper(self, layer: int) -> Any:

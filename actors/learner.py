@@ -120,7 +120,8 @@ class LearnerRank:
             # Only before the first step is the learner's policy the one that sampled.
             figures = figures or new
             updates += 1
-        return {**figures, "updates": updates, "learning_rate": learning_rate}
+        spent = {"features_s": self._tap.seconds} if self._tap and updates else {}
+        return {**figures, **spent, "updates": updates, "learning_rate": learning_rate}
 
     def pretrain(self, stage: PretrainStage, steps: range, run_seed: int) -> dict[str, float]:
         """Optimizer steps `steps` of a pretrain stage; mean figures of the last one."""

@@ -101,6 +101,14 @@ class RolloutWorker:
         """Put other weights of the drafter into service, between two steps."""
         self._call(self._engine.load_drafter, refs[0], survival)
 
+    def sleep(self) -> None:
+        """Free the engine's GPU memory until there is work again."""
+        self._call(self._engine.sleep)
+
+    def draft_by(self, draft_tokens: str | int | list[tuple[int, int, int]]) -> None:
+        """Who decides from the next step on how much is drafted: a benchmark compares on one engine."""
+        self._call(self._engine.draft_by, draft_tokens)
+
     def speculation(self) -> tuple[SpeculationStats, str | None]:
         """What speculation did since this was last asked, and why it is off, if it is."""
         return self._call(lambda: (self._engine.take_speculation_stats(), self._engine.speculation_off))

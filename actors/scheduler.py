@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
 from actors.speculation import NGRAM_MAX, NGRAM_MIN
-from drafter.control import NGRAM, SpeculationControl
+from drafter.control import LEARNED, NGRAM, SpeculationControl
 
 
 @dataclass(slots=True)
@@ -46,22 +47,44 @@ class SpeculatingScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._control: SpeculationControl | None = None
         self._looks_up = False
-        self._next = ("", 0)  # proposer and K of the drafts that the step under way proposes
+        self._next = (NGRAM, 0)  # proposer and K of the drafts that the step under way proposes
         self._step: _Step | None = None
         self._tokens: dict[str, np.ndarray] = {}
 
-    def take_control(self, control: SpeculationControl, looks_up: bool) -> None:
-        """`looks_up`: n-grams are looked up here, because vLLM's own proposer is the learned one."""
-        self._control, self._looks_up = control, looks_up
+    def take_control(self, control: SpeculationControl, learned: bool) -> None:
+        """`learned`: vLLM's own proposer is the learned head, so n-grams are looked up here while they serve."""
+        self._control, self._looks_up = control, learned and control.adaptive
+        fixed = self.dynamic_sd_lookup
         if control.adaptive:
             self.dynamic_sd_lookup: Any = _Lookup(self._chosen)
-        if looks_up and control.proposer == NGRAM:
+        elif learned and control.proposer == NGRAM:
+            # A schedule of its own knows nothing of n-grams: until a trained head is published nothing is drafted.
+            self.dynamic_sd_lookup = _Lookup(lambda running: 0 if control.proposer == NGRAM else fixed[running])
+        if self._looks_up and control.proposer == NGRAM:
             self._propose_ngram(np.zeros(8, np.int32), 1)  # compiles it
+
+    def draft_by(self, draft_tokens: str | int | list[tuple[int, int, int]]) -> None:
+        """From the next step on: `adaptive`, `ngram` (adaptive, with n-grams), one K, or a schedule by batch size.
+
+        The last two are vLLM's own, so that a benchmark can compare all of them on one engine.
+        """
+        assert self._control is not None
+        if self._control.off:
+            return
+        self._control.adaptive = isinstance(draft_tokens, str)
+        if isinstance(draft_tokens, str):
+            self._control.proposer = NGRAM if draft_tokens == NGRAM else LEARNED
+            self.dynamic_sd_lookup = _Lookup(self._chosen)
+            return
+        most = self.max_num_running_reqs
+        schedule = [(1, most, draft_tokens)] if isinstance(draft_tokens, int) else draft_tokens
+        self.dynamic_sd_lookup = build_dynamic_sd_schedule_lookup(schedule, most, self.num_spec_tokens)
 
     def switch_off(self, reason: str) -> None:
         """No drafts from the next step on."""
         if self._control is not None:
             self._control.off = reason
+        self._next = (NGRAM, 0)
         self.dynamic_sd_lookup = [0] * (self.max_num_running_reqs + 1)
 
     def schedule(self, throttle_prefills: bool = False) -> Any:

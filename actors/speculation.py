@@ -34,11 +34,10 @@ def engine_arguments(speculation: Speculation, max_running_requests: int) -> dic
     else:
         # One-hot drafts: what an acceptance then estimates is the target's own probability of the draft.
         config |= {"model": speculation.head_dir, "draft_sample_method": "greedy"}
-    adaptive = speculation.draft_tokens == "adaptive"
-    if adaptive:
-        config["num_speculative_tokens_per_batch_size"] = [(1, max_running_requests, speculation.k_max)]
-    elif isinstance(speculation.draft_tokens, list):
-        config["num_speculative_tokens_per_batch_size"] = speculation.draft_tokens
+    schedule = speculation.draft_tokens
+    if not isinstance(schedule, list):
+        schedule = [(1, max_running_requests, schedule if isinstance(schedule, int) else speculation.k_max)]
+    config["num_speculative_tokens_per_batch_size"] = schedule
     return {"speculative_config": config, "scheduler_cls": "actors.scheduler.SpeculatingScheduler"}
 
 
@@ -72,7 +71,16 @@ def _expand_batch_to_tokens(
 
 
 def distribution_fault(worker: Any) -> str | None:
-    """What is wrong with the worker's speculative sampling, None if nothing is; takes some milliseconds.
+    """What is wrong with the worker's speculative sampling, None if nothing is. A proof that cannot be carried out, in
+    another version of vLLM for example, is none."""
+    try:
+        return _distribution_fault(worker)
+    except Exception as error:
+        return f"the proof failed: {type(error).__name__}: {error}"
+
+
+def _distribution_fault(worker: Any) -> str | None:
+    """The proof; takes some milliseconds.
 
     The engine's own rejection sampler verifies one draft at fixed logits for a few thousand requests, half of them at
     another temperature, a few greedy. The token that replaces or confirms the draft, and the one after an accepted

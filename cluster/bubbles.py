@@ -7,64 +7,68 @@ goes wrong with a drafter ends its training with a warning, never the run.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from actors.drafter import Session
-from cluster.checkpoint import load_state, save_state
+from cluster import drafter_files
+from cluster.drafter_files import Kept
+from cluster.drafters import Drafters, Running
 from cluster.placement import Actors, wait
 from cluster.spec import Spec
-from drafter.buffer import Blob, FeatureBuffer
+from drafter.buffer import FeatureBuffer
 from drafter.control import SpeculationStats
 from drafter.leases import Leases
-from drafter.publishing import Candidate, Publisher, Worth
+from drafter.publishing import Candidate, Publisher, Worth, expected_length
 
 TARGET_REFRESH_EPOCHS = 8
 """Epochs between two looks at the target's embedding and output head, which hardly move."""
-COLD_START_EPOCHS = 5
+COLD_START_EPOCHS = 8
 """Updates after which `cold_start_s` is bought in equal parts: fresh features each time."""
 LEASE_TIMEOUT_S = 10.0
 """A drafter that has not stopped so long after it had to is given up."""
-
-
-@dataclass
-class _Running:
-    number: int
-    call: Any
+KEPT = ("_cold_starts", "_ngram_length", "training", "ended")
+"""What a checkpoint keeps beside tensors."""
 
 
 class Bubbles:
     """One per run, also of a run that does not speculate: then it only measures the bubbles."""
 
-    def __init__(self, spec: Spec, actors: Actors, journal: Callable[..., None]) -> None:
-        self._spec, self._actors, self._journal = spec, actors, journal
+    def __init__(
+        self, spec: Spec, actors: Actors, journal: Callable[..., None], warn: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """`warn` tells a person what the journal is told too."""
+        self._spec, self._actors, self._journal, self._warn = spec, actors, journal, warn
         self._limit = spec.limits.learn_timeout_s
         self.leases = Leases(list(actors.workers))
         self.buffer = FeatureBuffer(spec.drafter.train.buffer_mib * 2**20)
         self.publisher = Publisher(serving=spec.drafter.source is not None)
         self.training = spec.drafter.trains
         self._worth = Worth()
-        self._running: dict[str, _Running] = {}
-        self._numbers = 0
+        self.drafters = Drafters(actors.drafters, LEASE_TIMEOUT_S)
         self._features: list[Any] = []
-        # What each drafter's newest session left and how many micro-steps it took since the states were last averaged.
-        self._states: dict[str, tuple[Any, float]] = {}
-        self._candidate: Session | None = None
-        self._serving: Any = None  # reference of the published weights in service, in a list
+        self._candidate: tuple[Session, Any] | None = None  # and the reference of its weights
+        self._serving: Any = None  # reference of the learned weights in service, in a list
         self._previous: Any = None  # those before, for a rollback
-        self._target_epoch = self._cold_starts = 0
+        self._target_epoch, self._cold_starts = -TARGET_REFRESH_EPOCHS, 0
+        self.ended: str | None = None
+        """Why the drafter is no longer trained."""
         self._ngram_length: float | None = None
         self._figures = _nothing()
+        self._off: str | None = None
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="drafter-save")
+        if actors.head_dir and self.publisher.version:
+            self._serving = [drafter_files.from_head(actors.head_dir)]
+        self.step_tokens = 1.0
+        """Tokens that a response got per step of an engine, in the newest epoch that was reported."""
 
     # A rollout phase.
 
     def tick(self, busy: set[str]) -> None:
         """The phase goes on; `busy` are the workers that still have something to generate."""
         now = time.time()
-        self._stop(self.leases.work(sorted(busy), now))
+        self.drafters.stop(self.leases.work(sorted(busy), now))
         for worker in self._actors.workers.keys() - busy:
             self.leases.idle(worker, now)
         self._take_sessions(0.0)
@@ -74,7 +78,8 @@ class Bubbles:
 
     def over(self) -> None:
         """The phase is over: every lease ends; nobody waits for it."""
-        self._stop(self.leases.phase_over(time.time()))
+        self.drafters.stop(self.leases.phase_over(time.time()))
+        self.drafters.phase += 1
 
     # Between phases.
 
@@ -87,7 +92,7 @@ class Bubbles:
             self._target_epoch = epoch
             calls = [rank.target_tensors.remote() for rank in self._actors.ranks]
             refs = wait(calls, self._limit, "the target's embedding for the drafter")[0]
-            for drafter in self._drafters().values():
+            for drafter in self.drafters.alive.values():
                 drafter.set_target.remote(refs)
         seconds = self._spec.drafter.train.cold_start_s / COLD_START_EPOCHS
         if seconds and self._cold_starts < COLD_START_EPOCHS:
@@ -95,116 +100,117 @@ class Bubbles:
             self._buy(seconds)
 
     def publish(self) -> None:
-        """At a safe point, no engine has work: put a better drafter into service, or the one before if live acceptance
-        has dropped."""
+        """At a safe point, no engine has work: put a better drafter into service."""
         self._take_sessions(0.0)
-        candidate, self._candidate = self._candidate, None
-        if candidate is None or not candidate.survival:
+        found, self._candidate = self._candidate, None
+        if found is None:
             return
-        judged = Candidate(candidate.survival, candidate.serving_survival)
+        session, ref = found
+        judged = Candidate(session.survival, session.serving_survival)
         if self.publisher.wants(judged, self._ngram_length):
-            self._previous, self._serving = self._serving, candidate.candidate
+            self._previous, self._serving = self._serving, [ref]
             version = self.publisher.published()
-            self._load(candidate.candidate, list(candidate.survival))
+            self._load(self._serving, list(session.survival))
+            rival = expected_length(judged.serving_survival) if judged.serving_survival else self._ngram_length
             self._journal(
-                "drafter_published", version=version, accept_length=judged.accept_length,
-                serving_accept_length=1 + sum(judged.serving_survival) if judged.serving_survival else
-                self._ngram_length,
-            )  # fmt: skip
+                "drafter_published", version=version, accept_length=judged.accept_length, serving_accept_length=rival
+            )
+
+    def forget(self) -> None:
+        """What was speculated since the last report is of another kind, an evaluation's: it counts for nothing."""
+        self._speculated()
+        self._take_sessions(0.0)
+        self.leases.take_stats()
 
     def report(self) -> dict[str, Any]:
         """The epoch's figures for metrics.jsonl; they start afresh. Here a dropped acceptance is rolled back."""
+        stats, off = self._speculated()
+        self.step_tokens = stats.step_tokens
+        self._take_sessions(0.0)
+        bubbles, figures = self.leases.take_stats(), self._figures
+        self._figures = _nothing()
+        if off and not self._off:
+            self._off = off
+            self._journal("speculation_off", why=off)
+            self._warn(f"speculation is off: {off}")
+        self._judge(stats)
+        by_worker = {name: [0.0, 0.0] for name in self._actors.workers}
+        for worker, begin, end, harvested in bubbles.stretches:
+            by_worker[worker][0] += end - begin
+            by_worker[worker][1] += harvested
+        if self.training and not self._worth.epoch(figures["drafter_steps"] - figures["bought_steps"]):
+            self._end_training("the bubbles of this run are too small to train a drafter in")
+        return {
+            "speculation": {
+                **stats.row(),
+                "drafter_version": self.publisher.version,
+                "off": off,
+                "is_off": int(bool(off)),
+            },
+            "bubbles": {
+                "idle_s": bubbles.idle_s,
+                "harvested_s": bubbles.harvested_s,
+                "long_idle_s": bubbles.counted_idle_s,
+                "long_harvested_s": bubbles.counted_harvested_s,
+                "idle_by_worker": {worker: idle for worker, (idle, _) in by_worker.items()},
+                "harvested_by_worker": {worker: harvested for worker, (_, harvested) in by_worker.items()},
+                "late_s": bubbles.late_s,
+                "give_back_s": [round(s, 4) for s in bubbles.give_back_s],
+                "stretches": [[w, round(a, 3), round(b, 3), round(h, 3)] for w, a, b, h in bubbles.stretches],
+                "training_ended": self.ended,
+                **figures,
+            },
+        }
+
+    def _speculated(self) -> tuple[SpeculationStats, str | None]:
+        """What the engines did since they were last asked, and why one of them has switched speculation off."""
         stats, off = SpeculationStats(), None
         if self._spec.drafter.method != "none":
             calls = [worker.speculation.remote() for worker in self._actors.workers.values()]
             for each, reason in wait(calls, self._limit, "what the engines speculated"):
                 stats.add(each)
                 off = off or reason
-        bubbles, figures = self.leases.take_stats(), self._figures
-        self._figures = _nothing()
-        self._judge(stats)
-        if self.training and self.publisher.version and not self._worth.epoch(figures["drafter_steps"]):
-            self._end_training("the bubbles of this run are too small to train a drafter in")
-        return {
-            "speculation": {**stats.row(), "drafter_version": self.publisher.version, "off": off},
-            "bubbles": {
-                "idle_s": bubbles.idle_s,
-                "harvested_s": bubbles.harvested_s,
-                "long_idle_s": bubbles.counted_idle_s,
-                "long_harvested_s": bubbles.counted_harvested_s,
-                "late_s": bubbles.late_s,
-                "give_back_s": [round(s, 4) for s in bubbles.give_back_s],
-                "stretches": [[w, round(a, 3), round(b, 3), round(h, 3)] for w, a, b, h in bubbles.stretches],
-                **figures,
-            },
-        }
+        return stats, off
 
     # Checkpoints.
 
-    def save(self, directory: Path) -> None:
-        """The trainable state, what is in service and the feature buffer; the target's frozen tensors are elsewhere."""
-        import ray
-
-        if not self._spec.drafter.learned:
-            return
-        if self._states:
-            state, _ = max(self._states.values(), key=lambda item: item[1])
-            save_state(directory / "drafter.safetensors", ray.get(state))
-        if self._serving:
-            weights = {name: array for name, _, array in ray.get(self._serving[0])}
-            save_state(directory / "drafter-serving.safetensors", {**weights, "version": self.publisher.version})
-        for i, blob in enumerate(self.buffer.blobs):
-            facts = {"epoch": blob.epoch, "long": blob.long, "sequences": blob.sequences, "tokens": blob.tokens}
-            save_state(directory / f"features-{i}.safetensors", {**ray.get(blob.handle), **facts})
+    def save(self, directory: Path) -> Future[None]:
+        """Into a checkpoint, in the background: the trainable state, what is in service, the feature buffer and the
+        decisions so far."""
+        facts = {name: getattr(self, name) for name in KEPT} | {"leases": self.drafters.leases}
+        state, version = self.drafters.newest_state(), self.publisher.version
+        kept = Kept(state, self._serving, version, list(self.buffer.blobs), facts)
+        return self._saver.submit(drafter_files.save, directory, kept)
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote: the engines get the drafter that was in service."""
-        import ray
-
-        if (file := directory / "drafter.safetensors").is_file():
-            self._states = {"checkpoint": (ray.put(load_state(file)), 1.0)}
-        if (file := directory / "drafter-serving.safetensors").is_file():
-            weights = load_state(file)
-            self.publisher.version = weights.pop("version") - 1
-            self._serving = [ray.put([(name, str(array.dtype), array) for name, array in weights.items()])]
-            self.publisher.published()
-            self._load(self._serving, [])
-        for file in sorted(directory.glob("features-*.safetensors")):
-            columns = load_state(file)
-            epoch, long, sequences, tokens = (columns.pop(k) for k in ("epoch", "long", "sequences", "tokens"))
-            size = sum(array.nbytes for array in columns.values())
-            self.buffer.blobs.append(Blob(ray.put(columns), epoch, long, sequences, tokens, size))
+        kept = drafter_files.load(directory)
+        self.drafters.leases = kept.facts.get("leases", 0)
+        self.drafters.continue_from(kept.state)
+        self.buffer.blobs = kept.blobs
+        for name in KEPT:
+            setattr(self, name, kept.facts.get(name, getattr(self, name)))
+        if kept.serving and kept.version != self.publisher.version:
+            self._serving, self.publisher.version = kept.serving, kept.version
+            self._load(kept.serving, [])
 
     def export(self, path: Path) -> None:
         """The drafter in service, in the format that vLLM loads."""
-        import ray
-        import torch
-
-        from drafter.files import LAYER, load_head, save_head
-
-        if not self._serving or self._actors.head_dir is None:
-            return
-        head = load_head(self._actors.head_dir)
-        prefix = LAYER[head.config.form]
-        arrays = {
-            name.replace(prefix, "midlayer."): torch.from_numpy(np.array(a)) for name, _, a in ray.get(self._serving[0])
-        }
-        head.load_state_dict({name: tensor for name, tensor in arrays.items() if name not in ("d2t", "t2d")})
-        save_head(head, path)
+        if self._serving and self._actors.head_dir:
+            drafter_files.export(path, self._actors.head_dir, self._serving)
 
     # Inside.
 
-    def _drafters(self) -> dict[str, Any]:
-        return {name: d for name, d in self._actors.drafters.items() if name not in self.leases.lost}
-
     def _load(self, refs: Any, survival: list[float]) -> None:
+        began = time.time()
         calls = [worker.load_drafter.remote(refs, survival) for worker in self._actors.workers.values()]
         wait(calls, self._spec.limits.publish_timeout_s, "the drafter to be in service")
+        self._figures["publish_s"] += time.time() - began
 
     def _judge(self, stats: SpeculationStats) -> None:
         """Live acceptance decides about the newest publish; while n-grams serve, it is what a drafter must beat."""
         if not self.publisher.version:
-            self._ngram_length = stats.accept_length or self._ngram_length
+            self._ngram_length = stats.step_tokens if stats.request_steps else self._ngram_length
         elif self.publisher.drops(stats.kept[1], stats.tried[1]) and self._previous:
             self._serving, self._previous = self._previous, None
             self._load(self._serving, [])
@@ -221,94 +227,78 @@ class Bubbles:
                 self._features = []
         return bool(self.buffer.blobs)
 
-    def _start(self, worker: str) -> None:
-        self._numbers += 1
+    def _start(self, worker: str, bought: bool = False) -> None:
+        if self._spec.drafter.train.sleep:
+            self._actors.workers[worker].sleep.remote()
         blobs = [blob.handle for blob in self.buffer.blobs]
-        call = self._actors.drafters[worker].train.remote(
-            self._numbers, list(self._states.values()), blobs, self._serving
-        )
-        self._running[worker] = _Running(self._numbers, call)
-        self._journal("leased", worker=worker, lease=self._numbers, epoch=self.buffer.newest)
-
-    def _stop(self, workers: list[str]) -> None:
-        for worker in workers:
-            if worker in self._running:
-                self._actors.drafters[worker].stop.remote(self._running[worker].number)
+        lease = self.drafters.start(worker, blobs, self._serving, bought)
+        self._journal("leased", worker=worker, lease=lease, epoch=self.buffer.newest)
 
     def _take_sessions(self, timeout_s: float) -> None:
         """Take in sessions that have ended; give up drafters that died or do not stop."""
-        import ray
-
-        calls = {running.call: worker for worker, running in self._running.items()}
-        ready = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)[0] if calls else []
-        for call in ready:
-            worker = calls[call]
-            lease = self._running.pop(worker).number
-            try:
-                session: Session = ray.get(call)
-            except ray.exceptions.RayError as error:
-                self._lose(worker, str(error).strip().splitlines()[-1])
+        for worker, running, session in self.drafters.take(timeout_s):
+            if isinstance(session, str):
+                self._lose(worker, session)
                 continue
-            self.leases.returned(worker, session.ended, session.trained_s)
-            self._take(worker, lease, session)
+            if not running.bought:
+                self.leases.returned(worker, session.ended, session.trained_s)
+            self._take(worker, running, session)
         for worker in self.leases.overdue(time.time(), LEASE_TIMEOUT_S):
-            self._running.pop(worker, None)
-            ray.kill(self._actors.drafters[worker])
-            self._lose(worker, f"did not stop within {LEASE_TIMEOUT_S:g} s")
+            self._lose(worker, self.drafters.give_up(worker))
 
-    def _take(self, worker: str, lease: int, session: Session) -> None:
+    def _take(self, worker: str, running: Running, session: Session) -> None:
         figures = self._figures
         figures["drafter_steps"] += session.micro_steps
+        figures["bought_steps"] += session.micro_steps if running.bought else 0
         figures["drafter_tokens"] += session.tokens
         figures["longest_step_s"] = max(figures["longest_step_s"], session.longest_step_s)
         if session.micro_steps:
-            # Drafters that trained in the same epoch are replicas; they are averaged when the next session begins.
-            if not figures["sessions"]:
-                self._states = {}
-            _, before = self._states.get(worker, (None, 0.0))
-            self._states[worker] = (session.state[0], before + session.micro_steps)
-            figures["sessions"] += 1
             figures["drafter_loss"] = session.loss
-        best = self._candidate.accept_length if self._candidate else None
+        best = self._candidate[0].accept_length if self._candidate else None
         if session.accept_length is not None and (best is None or session.accept_length > best):
-            self._candidate = session
+            self._candidate = session, running.candidate
             figures["heldout_accept_length"] = session.accept_length
         self._journal(
-            "lease_returned", worker=worker, lease=lease, micro_steps=session.micro_steps,
+            "lease_returned", worker=worker, lease=running.lease, micro_steps=session.micro_steps,
             trained_s=round(session.trained_s, 4), accept_length=session.accept_length,
         )  # fmt: skip
 
     def _lose(self, worker: str, why: str) -> None:
         self.leases.lose(worker, time.time())
         self._journal("drafter_lost", worker=worker, why=why)
-        if not self._drafters():
+        if not self.drafters.alive:
             self._end_training("every drafter is lost")
 
     def _end_training(self, why: str) -> None:
-        self.training = False
-        self.over()
+        self.training, self.ended = False, why
+        self.drafters.stop(self.drafters.running)
         self._journal("drafter_training_ended", why=why)
+        self._warn(f"the drafter is no longer trained: {why}")
 
     def _buy(self, seconds: float) -> None:
         """Train on the critical path, on every worker at once."""
         began = time.time()
         self._take_sessions(LEASE_TIMEOUT_S)
-        self._has_features(self._limit)
-        for worker in self._drafters():
-            self._start(worker)
-        time.sleep(seconds)
-        self._stop(list(self._running))
-        self._take_sessions(self._limit)
+        if self._has_features(self._limit):
+            for worker in self.drafters.alive.keys() - self.drafters.running:
+                self._start(worker, bought=True)
+            time.sleep(seconds)
+            self.drafters.stop(self.drafters.running)
+            self._take_sessions(LEASE_TIMEOUT_S)
+            for worker in self.drafters.running:
+                self._lose(worker, self.drafters.give_up(worker))
+        self.drafters.phase += 1
         self._figures["critical_s"] += time.time() - began
 
 
 def _nothing() -> dict[str, Any]:
     return {
-        "sessions": 0,
         "drafter_steps": 0,
+        "bought_steps": 0,
         "drafter_tokens": 0,
         "drafter_loss": None,
         "longest_step_s": 0.0,
         "heldout_accept_length": None,
         "critical_s": 0.0,
+        "publish_s": 0.0,
     }

@@ -47,7 +47,7 @@ class Driver:
         self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
         self.metrics, self.display, self.stop_requested = metrics, display, stop_requested
         self.lengths = Lengths(pools)
-        self.bubbles = Bubbles(spec, actors, run.journal)
+        self.bubbles = Bubbles(spec, actors, run.journal, display.note)
         self.rollouts = Rollouts(spec, actors.workers, self.lengths, self.bubbles, self._check_stop)
         self.counters = Counters()
         self.version = 0  # of the learner's weights
@@ -133,6 +133,7 @@ class Driver:
         began = time.perf_counter()
         groups = self.rollouts.sample(requests, sampling, self.run.journal, self.display.advance)
         self.counters.evaluate_s += time.perf_counter() - began
+        self.bubbles.forget()
         self.lengths.observe("heldout", groups)
         result = {"stage": self.stage_index, "weight_version": self.version, **summarize(groups, prompts, spec.k)}
         self.evaluations.append(result)
@@ -272,11 +273,12 @@ class Driver:
         }
 
         def write(directory: Path) -> None:
+            drafter = self.bubbles.save(directory)
             self._learner("save", str(directory))
             save_state(directory / "lengths.safetensors", self.lengths.state_dict())
             if self.actors.allocator is not None:
                 save_state(directory / "allocator.safetensors", self._allocator("state_dict"))
-            self.bubbles.save(directory)
+            drafter.result()
 
         path = self.run.save_checkpoint(number, self.spec.run.keep_checkpoints, manifest, write)
         oldest = self.run.oldest_manifest()

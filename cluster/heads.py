@@ -30,39 +30,51 @@ def prepare_head(spec: Spec, model_dir: Path, pools: Pools, tokenizer: Any, dire
     import torch
 
     from actors.drafter import target_tensors
-    from drafter.config import HeadConfig
-    from drafter.files import check_draft_tokens, load_head, save_head
+    from drafter.files import save_head
     from drafter.model import DraftHead
 
     target = json.loads((model_dir / "config.json").read_text())
     if d.source is not None:
-        head = load_head(Path(d.source).expanduser(), target)
-        if head.config.form != d.method:
-            raise BadInput(f"drafter.source: {d.source} is a head for method {head.config.form}, not {d.method}")
-        check_draft_tokens(head.config, d.max_draft_tokens)
-        if d.train.enabled and d.train.steps != head.config.trained_steps:
-            raise BadInput(
-                f"drafter.train.steps: {d.train.steps}; {d.source} was trained with {head.config.trained_steps}"
-            )
+        check_drafter(spec, target)
         return Path(d.source).expanduser().absolute()
     path = directory / f"drafter-{d.method}"
-    if path.is_dir():
-        return path
     vocabulary = _vocabulary(spec, target, pools, tokenizer)
-    try:
-        config = HeadConfig.for_target(
-            target,
-            "eagle" if d.method == "eagle" else "eagle3",
-            draft_vocab_size=len(vocabulary.ids),
-            trained_steps=d.train.steps,
-        )
-    except BadInput as error:
-        raise BadInput(f"drafter.method: {d.method} does not fit model.source {spec.model.source}: {error}") from None
+    config = _config(spec, target, len(vocabulary.ids))
+    if path.is_dir() and _is(path, config, vocabulary):
+        return path
     head = DraftHead(config, vocabulary)
     _, lm_head = target_tensors(model_dir)
     head.initialise(lm_head[head.draft_ids].float(), torch.Generator().manual_seed(spec.run.seed))
     save_head(head, path)
     return path
+
+
+def check_drafter(spec: Spec, target: dict[str, Any]) -> None:
+    """All that can be told from the target's config.json. Raises BadInput."""
+    from drafter.files import check_draft_tokens, load_head
+
+    d = spec.drafter
+    if not d.learned:
+        return
+    if d.source is None:
+        _config(spec, target, None)
+        return
+    head = load_head(Path(d.source).expanduser(), target)
+    if head.config.form != d.method:
+        raise BadInput(f"drafter.source: {d.source} is a head for method {head.config.form}, not {d.method}")
+    check_draft_tokens(head.config, d.max_draft_tokens)
+    if d.train.enabled and d.train.steps != head.config.trained_steps:
+        raise BadInput(f"drafter.train.steps: {d.train.steps}; {d.source} was trained with {head.config.trained_steps}")
+
+
+def _config(spec: Spec, target: dict[str, Any], draft_vocab_size: int | None) -> Any:
+    from drafter.config import HeadConfig
+
+    d, form = spec.drafter, "eagle" if spec.drafter.method == "eagle" else "eagle3"
+    try:
+        return HeadConfig.for_target(target, form, draft_vocab_size=draft_vocab_size, trained_steps=d.train.steps)  # type: ignore[arg-type]
+    except BadInput as error:
+        raise BadInput(f"drafter.method: {d.method} does not fit model.source {spec.model.source}: {error}") from None
 
 
 def speculation(spec: Spec, head_dir: Path | None) -> Speculation | None:
@@ -85,6 +97,17 @@ def tap(spec: Spec, head_dir: Path | None) -> TapConfig | None:
     states = len(config.aux_layers) + 1
     half = spec.drafter.train.buffer_mib * 2**20 // 2
     return TapConfig(config.aux_layers, half // spec.learner.ranks, states * config.hidden_size * FEATURE_BYTES)
+
+
+def _is(path: Path, config: Any, vocabulary: Any) -> bool:
+    """Whether the directory holds a whole head of this shape and vocabulary."""
+    from drafter.files import load_head
+
+    try:
+        head = load_head(path)
+    except BadInput:
+        return False
+    return head.config == config and np.array_equal(head.vocabulary.ids, vocabulary.ids)
 
 
 def _vocabulary(spec: Spec, target: dict[str, Any], pools: Pools, tokenizer: Any) -> Any:

@@ -16,6 +16,9 @@ ENGINE_PROCESS_BYTES = 0.7 * GIB
 LEARNER_PROCESS_BYTES = 0.4 * GIB
 """Python, torch and DeepSpeed of one learner rank (0.3 GiB measured on CPU)."""
 
+DRAFTER_PROCESS_BYTES = 0.4 * GIB
+"""Python, torch and a small head of one drafter."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -33,12 +36,22 @@ def estimate(spec: Spec, parameters: int) -> list[Share]:
     """Engines, learner ranks and the object store of a run whose model has this many parameters."""
     bucket = spec.rollout.publish_bucket_mib * MIB
     store = Share("object store", 1, 2 * bucket, "host", f"2 publish buckets of {gib(bucket)}")
-    return [_engine(spec, parameters), _rank(spec, parameters), store]
+    if not spec.drafter.trains:
+        return [_engine(spec, parameters), _rank(spec, parameters), store]
+    buffer = spec.drafter.train.buffer_mib * MIB
+    text = f"features of past rollouts, {gib(buffer)}, while the next ones come in"
+    drafter = Share("drafter", spec.cluster.rollout_workers, 0, "host", "a process beside each engine")
+    features = Share("features", 1, 2 * buffer, "host", text)
+    return [_engine(spec, parameters), _rank(spec, parameters), store, drafter, features]
 
 
 def host_bytes(shares: list[Share]) -> float:
     """What the nodes' main memory must hold together."""
-    processes = {"engine": ENGINE_PROCESS_BYTES, "learner rank": LEARNER_PROCESS_BYTES}
+    processes = {
+        "engine": ENGINE_PROCESS_BYTES,
+        "learner rank": LEARNER_PROCESS_BYTES,
+        "drafter": DRAFTER_PROCESS_BYTES,
+    }
     on_host = sum(share.count * share.bytes_each for share in shares if share.where == "host")
     return on_host + sum(share.count * processes.get(share.holder, 0) for share in shares)
 

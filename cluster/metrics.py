@@ -18,7 +18,8 @@ STOP_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Metric:
-    """`row` is the key of the metrics row that feeds it, None for what the driver reports otherwise."""
+    """`row` is the key of the metrics row that feeds it, dots leading into its parts; None for what the driver reports
+    otherwise."""
 
     name: str
     kind: type[Counter] | type[Gauge]
@@ -71,6 +72,53 @@ METRICS = (
         "time",
         "phase",
     ),
+    Metric("tailrace_accept_length", Gauge, "Mean tokens per verified draft.", "speculation.accept_length"),
+    Metric("tailrace_draft_tokens_total", Counter, "Tokens drafted and verified.", "speculation.draft_tokens"),
+    Metric("tailrace_accepted_tokens_total", Counter, "Drafted tokens accepted.", "speculation.accepted_tokens"),
+    Metric(
+        "tailrace_draft_acceptance_ratio",
+        Gauge,
+        "Share of drafts accepted up to this position at least.",
+        "speculation.acceptance_by_position",
+        "position",
+    ),
+    Metric(
+        "tailrace_draft_tokens_chosen_mean",
+        Gauge,
+        "Mean number of tokens drafted at once; the label is the lower edge of the number of running requests.",
+        "speculation.draft_tokens_by_running",
+        "running",
+    ),
+    Metric(
+        "tailrace_speculating_steps_ratio",
+        Gauge,
+        "Share of engine steps that verified drafts.",
+        "speculation.enabled_steps_fraction",
+    ),
+    Metric("tailrace_drafter_version", Gauge, "Drafter in service; 0: n-grams.", "speculation.drafter_version"),
+    Metric("tailrace_speculation_off", Gauge, "1 if an engine had to switch speculation off.", "speculation.is_off"),
+    Metric(
+        "tailrace_idle_seconds_total",
+        Counter,
+        "Seconds in which a rollout worker had nothing to generate while others had.",
+        "bubbles.idle_by_worker",
+        "worker",
+    ),
+    Metric(
+        "tailrace_harvested_seconds_total",
+        Counter,
+        "Of the idle seconds, those in which the drafter trained.",
+        "bubbles.harvested_by_worker",
+        "worker",
+    ),
+    Metric("tailrace_drafter_steps_total", Counter, "Micro-steps of drafter training.", "bubbles.drafter_steps"),
+    Metric(
+        "tailrace_drafter_critical_seconds_total",
+        Counter,
+        "Seconds of drafter training bought on the critical path.",
+        "bubbles.critical_s",
+    ),
+    Metric("tailrace_drafter_loss", Gauge, "Loss of the newest micro-step.", "bubbles.drafter_loss"),
     Metric("tailrace_tokens_per_second", Gauge, "Response tokens per second of the epoch's rollout phase."),
 )
 
@@ -95,7 +143,7 @@ class Metrics:
     def observe_epoch(self, row: Mapping[str, Any]) -> None:
         """Take in a row of metrics.jsonl; keys that are missing or None leave their metric as it was."""
         for metric in METRICS:
-            value = row.get(metric.row) if metric.row else None
+            value = _part(row, metric.row) if metric.row else None
             if value is not None:
                 self._observe(metric, value)
         if (speed := row.get("time", {}).get("tokens_per_s")) is not None:
@@ -121,12 +169,21 @@ class Metrics:
                 if key != "tokens_per_s":
                     family.labels(key.removesuffix("_s")).inc(seconds)
         elif metric.label:
-            for label, number in value.items():
-                family.labels(label).set(number)
+            for label, number in value.items() if isinstance(value, Mapping) else enumerate(value, 1):
+                child = family.labels(label)
+                child.inc(number) if metric.kind is Counter else child.set(number)
         elif metric.kind is Counter:
             family.inc(value)
         else:
             family.set(value)
+
+
+def _part(row: Mapping[str, Any], path: str) -> Any:
+    """What the row has under a dotted key, None if there is nothing."""
+    value: Any = row
+    for key in path.split("."):
+        value = value.get(key) if value is not None else None
+    return value
 
 
 def table() -> str:

@@ -25,6 +25,9 @@ from trainer.types import Prompt
 OBJECT_STORE_SLACK_BYTES = 256 * 2**20
 """Room in a local object store beside two publish buckets: rollouts, prompts, messages."""
 
+DRAFTER_GPU = 0.02
+"""Share of its worker's GPU that Ray books for a drafter, so that it sees that GPU and no other."""
+
 
 @dataclass
 class Actors:
@@ -50,7 +53,9 @@ class Cluster:
         self._connected = False
         # Two ranks of one NCCL group cannot share a device, so colocated weights go through the object store.
         c = spec.cluster
-        self._nccl = bool(c.gpus_per_rollout_worker and c.gpus_per_learner_rank) and c.placement == "disaggregated"
+        # A drafter's do too, and an engine has one way in.
+        both_on_gpus = bool(c.gpus_per_rollout_worker and c.gpus_per_learner_rank)
+        self._nccl = both_on_gpus and c.placement == "disaggregated" and not spec.drafter.learned
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Cluster":
@@ -108,6 +113,8 @@ class Cluster:
         def options(bundle: int, name: str, cpus: float, gpus: float, **more: Any) -> dict[str, Any]:
             # Colocated actors take turns, so each counts half of what it needs.
             share = 2 if colocated else 1
+            if gpus == 1 and spec.drafter.trains:
+                gpus -= DRAFTER_GPU
             return {
                 "num_cpus": cpus / share,
                 "num_gpus": gpus / share,
@@ -137,7 +144,8 @@ class Cluster:
         drafters = {}
         for i, name in enumerate(workers if spec.drafter.trains else []):
             # They count for nothing: they run on a worker's cores while it has no use for them.
-            actor = ray.remote(DrafterActor).options(**options(i, f"drafter-{i}", 0, 0, max_concurrency=4))
+            gpu = DRAFTER_GPU * bool(spec.cluster.gpus_per_rollout_worker)
+            actor = ray.remote(DrafterActor).options(**options(i, f"drafter-{i}", 0, gpu, max_concurrency=4))
             drafters[name] = self._keep(actor.remote(self._drafter_config(slots[i])))
         allocator = self._start_allocator(pools["train"])
         timeout = spec.limits.start_timeout_s
@@ -186,6 +194,7 @@ class Cluster:
             seed=spec.run.seed,
             transfer="nccl" if self._nccl else BACKEND,
             speculation=speculation(spec, self._head_dir),
+            sleeps=spec.drafter.train.sleep,
         )
 
     def _drafter_config(self, slot: int) -> DrafterConfig:

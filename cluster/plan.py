@@ -73,6 +73,7 @@ def make_plan(spec: Spec) -> Plan:
     """Raises BadInput when the task cannot be built."""
     model_dir = _local_model(spec)
     prompts, remarks = _count_prompts(spec, model_dir)
+    _check_drafter(spec, model_dir)
     budget = _budget(spec, sum(counts["train"] for counts in prompts.values()))
     parameters = _parameters(spec, model_dir)
     memory = estimate(spec, parameters) if parameters else []
@@ -183,6 +184,17 @@ def _local_model(spec: Spec) -> Path | None:
     if not (source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).is_dir()):
         return None
     return prepare_model(spec.model, spec.run_dir, spec.run.seed, "float32")  # of a directory it only checks the files
+
+
+def _check_drafter(spec: Spec, model_dir: Path | None) -> None:
+    """Raises BadInput where the drafter does not fit the model, as far as the model's config is at hand."""
+    from cluster.heads import check_drafter
+    from trainer.models import tiny_config
+
+    if model_dir:
+        check_drafter(spec, json.loads((model_dir / "config.json").read_text()))
+    elif spec.model.source == "tiny":
+        check_drafter(spec, tiny_config(spec.model.tiny, spec.model.context_tokens).to_dict())
 
 
 def _parameters(spec: Spec, model_dir: Path | None) -> int | None:

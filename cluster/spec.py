@@ -144,6 +144,17 @@ class Spec(Section):
         return self
 
     @model_validator(mode="after")
+    def _drafter_fits_the_gpus(self) -> Self:
+        if self.drafter.train.sleep and not self.cluster.gpus_per_rollout_worker:
+            raise ValueError("drafter.train.sleep frees GPU memory, and cluster.gpus_per_rollout_worker is 0")
+        if self.drafter.trains and self.cluster.gpus_per_rollout_worker > 1:
+            raise ValueError(
+                "a drafter trains on one GPU: with cluster.gpus_per_rollout_worker > 1 give a drafter.source and set "
+                "drafter.train.enabled = false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _context_holds_the_response(self) -> Self:
         if self.rollout.max_response_tokens >= self.model.context_tokens:
             raise ValueError(

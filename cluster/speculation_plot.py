@@ -1,6 +1,5 @@
 """A picture of speculation and bubbles in a run, from its metrics.jsonl alone."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ def plot(run: RunDirectory, path: Path) -> dict[str, Any]:
         "accept_length_last": lengths[-1] if lengths else None,
         "drafter_versions": rows[-1]["speculation"]["drafter_version"],
         "off": rows[-1]["speculation"]["off"],
+        "training_ended": rows[-1]["bubbles"]["training_ended"],
     }
 
 
@@ -43,7 +43,7 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     figure = Figure(figsize=(11, 9), layout="constrained")
-    axes = figure.subplot_mosaic([["bubbles", "bubbles"], ["epochs", "position"], ["length", "chosen"]])
+    axes: Any = figure.subplot_mosaic([["bubbles", "bubbles"], ["epochs", "position"], ["length", "chosen"]])
     _timeline(axes["bubbles"], rows)
     _acceptance(axes["epochs"], axes["position"], axes["length"], rows)
     _chosen(figure, axes["chosen"], rows)
@@ -99,12 +99,11 @@ def _acceptance(epochs: Any, position: Any, length: Any, rows: list[dict[str, An
 
 def _chosen(figure: Any, axes: Any, rows: list[dict[str, Any]]) -> None:
     """Mean K by running requests and epoch."""
-    edges = sorted({int(e) for row in rows for e in row["speculation"]["steps_by_running_and_draft_tokens"]})
+    edges = sorted({int(e) for row in rows for e in row["speculation"]["draft_tokens_by_running"]})
     means = np.full((max(len(edges), 1), len(rows)), np.nan)
     for column, row in enumerate(rows):
-        for edge, steps in row["speculation"]["steps_by_running_and_draft_tokens"].items():
-            counts = Counter({int(k): n for k, n in steps.items()})
-            means[edges.index(int(edge)), column] = sum(k * n for k, n in counts.items()) / counts.total()
+        for edge, mean in row["speculation"]["draft_tokens_by_running"].items():
+            means[edges.index(int(edge)), column] = mean
     image = axes.imshow(means, aspect="auto", origin="lower", cmap="viridis", vmin=0, interpolation="nearest")
     axes.set_yticks(range(len(edges)), [str(edge) for edge in edges])
     axes.set(title="draft tokens chosen", xlabel="epoch", ylabel="running requests, from")

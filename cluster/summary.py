@@ -38,6 +38,8 @@ class Counters:
     drafter_steps: int = 0
     drafter_critical_s: float = 0.0
     """Seconds of drafter training bought on the critical path."""
+    training_ended: str | None = None
+    """Why the drafter was no longer trained."""
     engine_steps: float = 0.0
     speculating_steps: float = 0.0
     draft_tokens: int = 0
@@ -64,6 +66,7 @@ class Counters:
         self.long_harvested_s += bubbles["long_harvested_s"]
         self.drafter_steps += bubbles["drafter_steps"]
         self.drafter_critical_s += bubbles["critical_s"]
+        self.training_ended = bubbles["training_ended"]
         self.engine_steps += speculation["steps"]
         self.speculating_steps += speculation["steps"] * speculation["enabled_steps_fraction"]
         self.draft_tokens += speculation["draft_tokens"]
@@ -187,6 +190,7 @@ def summary(
             "long_harvested_s": counters.long_harvested_s,
             "drafter_steps": counters.drafter_steps,
             "critical_s": counters.drafter_critical_s,
+            "training_ended": counters.training_ended,
         },
         "restarts": counters.restarts,
         "versions": {**versions, "tailrace": version("tailrace"), "python": platform.python_version()},

@@ -41,17 +41,15 @@ class FeatureBuffer:
         if not blobs:
             return
         newest = max(blob.epoch for blob in blobs)
-        kept = [blob for blob in self.blobs if blob.long and blob.epoch < newest]
-        kept.sort(key=lambda blob: -blob.epoch)
-        room = self._max_bytes - sum(blob.size_bytes for blob in blobs)
-        older = []
-        for blob in kept:
+        fresh = [*(blob for blob in self.blobs if blob.epoch == newest), *blobs]
+        older = sorted((b for b in self.blobs if b.epoch < newest), key=lambda b: (not b.long, -b.epoch))
+        room = self._max_bytes - sum(blob.size_bytes for blob in fresh)
+        self.blobs = fresh
+        for blob in older:
             room -= blob.size_bytes
             if room < 0:
                 break
-            older.append(blob)
-        same = [blob for blob in self.blobs if blob.epoch == newest]
-        self.blobs = [*same, *blobs, *older]
+            self.blobs.append(blob)
 
     @property
     def newest(self) -> int:

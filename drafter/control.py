@@ -19,6 +19,8 @@ class SpeculationStats:
     """What happened since the last report; adds up over steps, engines and epochs."""
 
     steps: int = 0
+    request_steps: int = 0
+    """Requests' steps, with drafts to verify or without."""
     speculating_steps: int = 0
     """Steps that verified drafts."""
     draft_tokens: int = 0
@@ -47,6 +49,11 @@ class SpeculationStats:
         """Mean tokens that a verified request gets per step, None if nothing was verified."""
         return 1 + self.accepted_tokens / self.verified if self.verified else None
 
+    @property
+    def step_tokens(self) -> float:
+        """Mean tokens that a request gets per step, whether something was drafted for it or not."""
+        return 1 + self.accepted_tokens / self.request_steps if self.request_steps else 1.0
+
     def row(self) -> dict[str, Any]:
         """As it stands in metrics.jsonl and the journal."""
         by_length = {
@@ -65,6 +72,9 @@ class SpeculationStats:
             "acceptance_by_position": [self.kept[i] / n for i, n in sorted(self.tried.items())],
             "accept_length_by_response_tokens": by_length,
             "steps_by_running_and_draft_tokens": chosen,
+            "draft_tokens_by_running": {
+                edge: sum(int(k) * n for k, n in by_k.items()) / sum(by_k.values()) for edge, by_k in chosen.items()
+            },
         }
 
 
@@ -92,6 +102,7 @@ class SpeculationControl:
         tokens before the step. A request for which no n-gram was found counts as none accepted."""
         stats = self._stats
         stats.steps += 1
+        stats.request_steps += running
         stats.chosen[BUCKET_EDGES[bucket_of(running)], k] += 1
         if not k:
             return

@@ -21,6 +21,8 @@ class _Worker:
     """Of the idle stretch that goes on, in leases that are over."""
     ended: tuple[float, float, float] | None = None
     """Begin, end and harvested seconds of a stretch whose lease has not been given back yet."""
+    spent: bool = False
+    """Whether its drafter stopped by itself in this stretch: it has nothing to train on."""
     lost: bool = False
 
 
@@ -62,7 +64,10 @@ class Leases:
         granted = [
             name
             for name, state in self._workers.items()
-            if state.idle_since is not None and state.leased_since is None and state.ended is None and not state.lost
+            if state.idle_since is not None
+            and state.leased_since is None
+            and state.ended is None
+            and not (state.spent or state.lost)
         ]
         for name in granted:
             self._workers[name].leased_since = now
@@ -81,7 +86,7 @@ class Leases:
                 state.ended = stretch
             else:
                 self._count(name, *stretch)
-            state.idle_since, state.harvested_s = None, 0.0
+            state.idle_since, state.harvested_s, state.spent = None, 0.0, False
         return stop
 
     def phase_over(self, now: float) -> list[str]:
@@ -95,6 +100,7 @@ class Leases:
             return
         if state.ended is None:
             state.harvested_s += trained_s
+            state.spent = True
         else:
             begin, end, harvested_s = state.ended
             late_s = max(ended - end, 0.0)

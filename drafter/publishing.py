@@ -41,7 +41,7 @@ class Publisher:
         self._live: tuple[float, float] | None = None
 
     def wants(self, candidate: Candidate, ngram_length: float | None) -> bool:
-        """Whether to publish. The first learned drafter competes with what the engines report of n-grams."""
+        """Whether to publish. The first learned drafter competes with the tokens per step that n-grams gave."""
         rival = expected_length(candidate.serving_survival) if candidate.serving_survival else ngram_length or 1.0
         return candidate.accept_length > rival + PUBLISH_MARGIN
 

@@ -26,7 +26,7 @@ class DrafterTrainSpec(_Section):
     buffer_mib: int = Field(default=64, ge=1, le=2**22)
     """Memory for features of past rollouts, in the object store and in every checkpoint."""
     cold_start_s: float = Field(default=0.0, ge=0)
-    """Seconds of training bought on the critical path, right after the first update."""
+    """Seconds of training bought on the critical path, in equal parts after each of the first eight updates."""
     sleep: bool = False
     """On GPU: free the engine's memory while its worker is in a bubble (vLLM's sleep mode, level 1)."""
 
@@ -37,7 +37,7 @@ class DrafterSpec(_Section):
     features of three target layers (`eagle3`) or of the last one (`eagle`). Until a trained head is ready n-grams
     serve."""
     source: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] | None = None
-    """Directory with a head in the format that vLLM loads; random weights if not given."""
+    """Directory with a head that a run has left (its `models/drafter`); random weights if not given."""
     max_draft_tokens: int = Field(default=6, ge=1, le=MOST_DRAFT_TOKENS)
     """Most tokens that are drafted at once (K_max)."""
     draft_tokens: (
@@ -68,6 +68,11 @@ class DrafterSpec(_Section):
             raise ValueError(
                 f"max_draft_tokens = {self.max_draft_tokens} is more than the train.steps = {self.train.steps} draft "
                 "steps that the head is trained for"
+            )
+        if self.learned and self.source is None and not self.train.enabled:
+            raise ValueError(
+                f"method = {self.method} without a source and with train.enabled = false is a head of random weights "
+                "that nobody trains"
             )
         if isinstance(self.draft_tokens, int) and self.draft_tokens > self.max_draft_tokens:
             raise ValueError(

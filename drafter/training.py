@@ -4,7 +4,7 @@ It holds no data, no clock and no thread: a worker in a bubble calls `micro_step
 has learned so far is in `state_dict`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's, by the names that torch gives them."""
 EVALUATION_TOKENS = 8192
 """Tokens that an evaluation takes at a time, for the sake of memory."""
+
+
+class Stopped(Exception):
+    """A micro-step was abandoned because its time was over."""
 
 
 class TrainingSettings(BaseModel):
@@ -91,18 +95,23 @@ class DrafterTrainer:
         self._embedding = embedding.detach().to(device)
         self._target_head = lm_head.detach()[ids.to(lm_head.device)].to(device, torch.float32)
 
-    def micro_step(self, sequences: Sequence[FeatureSequence]) -> dict[str, float]:
+    def micro_step(
+        self, sequences: Sequence[FeatureSequence], stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """One AdamW step on one pack. Returns loss, gradient norm, learning rate, chains and tokens.
+
+        `stopped` is asked between draft steps; once it says so the step is abandoned with Stopped, the head as it was.
 
         Sequences without a drafted token are left out; ValueError if none is left. BadInput for features of another
         width, FloatingPointError for numbers that are not finite; the head is then as it was.
         """
-        return self.optimize(self._packed(sequences))
+        return self.optimize(self._packed(sequences), stopped)
 
-    def optimize(self, packed: Pack) -> dict[str, float]:
+    def optimize(self, packed: Pack, stopped: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """`micro_step` on a pack that is laid out already."""
         deep = self.step % FULL_DEPTH_EVERY == FULL_DEPTH_EVERY - 1
-        loss = self.loss(packed, self.settings.steps if deep else min(SHALLOW_STEPS, self.settings.steps))
+        steps = self.settings.steps if deep else min(SHALLOW_STEPS, self.settings.steps)
+        loss = self.loss(packed, steps, stopped)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.settings.max_grad_norm)
         if not norm.isfinite():  # one such step would spoil the head and its moments for good
@@ -117,7 +126,7 @@ class DrafterTrainer:
         figures = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
         return {**figures, "chains": packed.chains, "tokens": len(packed.token_ids)}
 
-    def loss(self, packed: Pack, steps: int | None = None) -> torch.Tensor:
+    def loss(self, packed: Pack, steps: int | None = None, stopped: Callable[[], bool] = lambda: False) -> torch.Tensor:
         """Sum over draft steps i of step_weight ** i times the mean loss of the chains that reach so far.
 
         `steps`: how deep to unroll, all of the settings' if not given.
@@ -126,6 +135,8 @@ class DrafterTrainer:
         target = target_distribution(packed.last, self._target_head, self.settings.temperature)
         total = torch.zeros((), device=self.device)
         for step, hidden in enumerate(unrolled(self.head, packed, self._embedding, steps or self.settings.steps)):
+            if stopped():
+                raise Stopped
             rows = (packed.reach > step).nonzero().squeeze(1)
             if not len(rows):
                 break

@@ -85,7 +85,7 @@ def parameter_count(model: ModelSpec | Path) -> int:
     if isinstance(model, Path):
         config = _config(model)
     elif model.source == "tiny":
-        config = _tiny_config(model.tiny, model.context_tokens)
+        config = tiny_config(model.tiny, model.context_tokens)
     elif model.source == "smollm2":
         return SMOLLM2_PARAMETERS
     else:
@@ -109,14 +109,15 @@ def _tiny(model: ModelSpec, cache_dir: Path, seed: int, dtype: str) -> Path:
     if not path.exists():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            policy = Qwen3ForCausalLM(_tiny_config(model.tiny, model.context_tokens))
+            policy = Qwen3ForCausalLM(tiny_config(model.tiny, model.context_tokens))
         with _written_beside(path) as directory:
             policy.to(getattr(torch, dtype)).save_pretrained(directory)
             character_tokenizer(model.context_tokens).save_pretrained(directory)
     return path
 
 
-def _tiny_config(shape: TinySpec, context_tokens: int) -> Qwen3Config:
+def tiny_config(shape: TinySpec, context_tokens: int) -> Qwen3Config:
+    """The built-in model's configuration."""
     return Qwen3Config(
         vocab_size=len(SPECIAL_TOKENS) + len(CHARACTERS),
         hidden_size=shape.hidden_size,

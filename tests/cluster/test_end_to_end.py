@@ -26,7 +26,7 @@ def spec_of(data: dict, address: str, **run) -> Spec:
 
 
 def without_times(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("time", "bubbles")} for row in rows]
 
 
 def decisions(run: RunDirectory) -> dict[int, tuple]:

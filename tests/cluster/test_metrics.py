@@ -37,6 +37,23 @@ ROW = {
     "price": 0.4,
     "weight_version": 5,
     "families": {"gcd": 0.5, "chain_sum": 0.0},
+    "speculation": {
+        "accept_length": 2.5,
+        "draft_tokens": 60,
+        "accepted_tokens": 30,
+        "acceptance_by_position": [0.75, 0.5],
+        "draft_tokens_by_running": {"1": 4.0, "8": 1.5},
+        "enabled_steps_fraction": 0.9,
+        "drafter_version": 3,
+        "is_off": 1,
+    },
+    "bubbles": {
+        "idle_by_worker": {"rollout-0": 1.5},
+        "harvested_by_worker": {"rollout-0": 1.25},
+        "drafter_steps": 12,
+        "critical_s": 0.5,
+        "drafter_loss": 0.7,
+    },
     "time": {
         "decide_s": 0.5,
         "rollout_s": 2.0,
@@ -100,6 +117,18 @@ def test_what_a_row_does_not_say_stays(metrics):
     assert samples["tailrace_reward_mean"] == 0.25
 
 
+def test_parts_of_a_row_and_their_labels_are_fed(metrics):
+    metrics.observe_epoch(ROW)
+    metrics.observe_epoch(ROW)
+    samples = served(metrics)
+    assert samples["tailrace_draft_tokens_total"] == 120
+    assert samples['tailrace_draft_acceptance_ratio{position="2"}'] == 0.5
+    assert samples['tailrace_draft_tokens_chosen_mean{running="8"}'] == 1.5
+    assert samples['tailrace_harvested_seconds_total{worker="rollout-0"}'] == 2.5
+    metrics.observe_epoch({"speculation": {"accept_length": None}, "bubbles": {}})
+    assert served(metrics)["tailrace_accept_length"] == 2.5
+
+
 def test_the_stage_is_told_outside_epochs_too(metrics):
     metrics.stage("pretrain")
     metrics.stage("evaluate")
@@ -119,7 +148,9 @@ def test_names_follow_the_conventions():
     for metric in METRICS:
         assert re.fullmatch(r"tailrace_[a-z0-9_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind.__name__ == "Counter")
-    assert {metric.label for metric in METRICS} <= {None, "stage", "phase", "family", "success"}
+    assert {metric.label for metric in METRICS} <= {
+        None, "stage", "phase", "family", "success", "position", "running", "worker",
+    }  # fmt: skip
 
 
 def test_docs_list_exactly_these_metrics(metrics):

@@ -34,6 +34,13 @@ def _roomy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "nodes_of", lambda address: [Node(cpus=2, gpus=0, memory_bytes=8 * 2**30)])
 
 
+def test_a_drafter_that_does_not_fit_the_model_is_found_before_anything_starts(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    data = {**small(), "drafter": {"method": "eagle3", "source": str(tmp_path)}}
+    with pytest.raises(BadInput, match=r"config\.json: \w+ is missing"):
+        make_plan(parse_spec(data, "run.yaml"))
+
+
 def test_numbers_by_hand():
     plan = make_plan(spec_with())
     assert plan.prompts == {"gcd": {"train": 48, "heldout": 12}}

@@ -1,4 +1,4 @@
-"""The gap between paper and released code: which feature goes with which token, on a real model."""
+"""Gap 4: which feature goes with which token, on a real model; the released online trainer is off by one."""
 
 import numpy as np
 import pytest

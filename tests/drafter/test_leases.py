@@ -91,11 +91,11 @@ def test_a_holder_that_hangs_is_overdue_and_one_that_is_lost_gets_no_lease():
     assert leases.overdue(99.0, limit_s=10.0) == []
 
 
-def test_a_session_that_ends_by_itself_leaves_the_rest_unharvested_and_may_go_on():
+def test_a_session_that_ends_by_itself_has_nothing_to_train_on_until_the_next_bubble():
     leases = Leases(["a", "b"])
     idle(leases, 0.0, "a")
     leases.returned("a", 2.0, 1.8)
-    assert idle(leases, 2.5, "a") == ["a"]
+    assert idle(leases, 2.5, "a") == []
     leases.phase_over(4.0)
-    leases.returned("a", 4.1, 1.6)
-    assert leases.take_stats().harvested_s == pytest.approx(1.8 + 1.5)
+    assert leases.take_stats().harvested_s == pytest.approx(1.8)
+    assert idle(leases, 9.0, "a") == ["a"]

@@ -1,5 +1,7 @@
 """The trainer: what a step depends on, what it learns, and what it carries from one place to another."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from draft_cases import HIDDEN, VOCAB, config, sequences, target
 
 from drafter.features import FeatureSequence
 from drafter.packing import pack, plan_packs
-from drafter.training import DrafterTrainer, TrainingSettings, average
+from drafter.training import DrafterTrainer, Stopped, TrainingSettings, average
 from drafter.unroll import unrolled
 from drafter.vocabulary import DraftVocabulary
 from trainer.types import BadInput
@@ -53,6 +55,7 @@ def _without(learner: DrafterTrainer, sequence: FeatureSequence, step: int) -> t
 
 
 def test_neighbours_in_a_pack_do_not_see_each_other():
+    """Gap 6: the released code packs under one causal mask, and samples attend to the ones before them."""
     learner = trainer()
     batch = sequences(learner.config, SIZES)
     packed = pack(batch)
@@ -179,3 +182,38 @@ def test_nothing_to_draft_is_said():
 def test_packs_keep_order_and_budget_and_cut_nothing():
     assert plan_packs([3, 4, 9, 30, 1, 1, 8], 10) == [[0, 1], [2], [3], [4, 5, 6]]
     assert plan_packs([], 10) == []
+
+
+def test_a_response_of_a_thousand_tokens_is_learned_from_end_to_end():
+    """Gap 7: the released code trains on windows of 512 tokens, and the tail is where drafters decay."""
+    shape = config("eagle3", trained_steps=2)
+    long = sequences(dataclasses.replace(shape, max_positions=2048), [(4, 1000)])
+    trainer = DrafterTrainer(shape, *target(), TrainingSettings(steps=2))
+    assert len(trainer.accepted(long, 2)) == 999
+    with torch.no_grad():
+        whole = trainer.loss(trainer._packed(long))
+        rows = {name: getattr(long[0], name)[492:] for name in ("token_ids", "features", "last")}
+        cut = dataclasses.replace(long[0], **rows)
+        assert not torch.isclose(whole, trainer.loss(trainer._packed([cut])), atol=1e-4)
+
+
+def test_a_micro_step_counts_once_and_the_learning_rate_is_up_after_ten():
+    """Gap 9: the released code counts successful steps twice and warms up over a thousand, more than a bubble has."""
+    shape = config("eagle3", trained_steps=2)
+    trainer = DrafterTrainer(shape, *target(), TrainingSettings(steps=2, learning_rate=1e-3))
+    rates = [trainer.micro_step(sequences(shape, [(3, 9)], seed=i))["learning_rate"] for i in range(12)]
+    assert trainer.step == 12
+    assert rates[0] > 0
+    assert rates[9:] == [1e-3] * 3
+
+
+def test_a_micro_step_that_is_stopped_leaves_the_head_as_it_was():
+    shape = config("eagle3", trained_steps=2)
+    trainer = DrafterTrainer(shape, *target(), TrainingSettings(steps=2))
+    before = {name: tensor.clone() for name, tensor in trainer.state_dict().items()}
+    asked = iter([False, True])
+    with pytest.raises(Stopped):
+        trainer.micro_step(sequences(shape, [(3, 9)]), lambda: next(asked))
+    after = trainer.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in trainer.head.parameters())
