@@ -59,7 +59,7 @@ def started(path: Path, base: Path, scratch: Path) -> Iterator["Bench"]:
     prepared = Prepared(spec, run)
     with (
         contextlib.closing(Metrics()) as metrics,
-        Cluster(spec, run, prepared.model_dir, prepared.dtype) as cluster,
+        Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster,
     ):
         actors = cluster.start({"train": prepared.pools.train, "heldout": prepared.pools.heldout})
         yield Bench(path, base, scratch, prepared.pools, metrics, cluster, actors)

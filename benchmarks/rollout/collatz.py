@@ -22,7 +22,7 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from trainer.corpus import corrupted
-from trainer.models import _tiny_config, character_tokenizer, load_tokenizer
+from trainer.models import character_tokenizer, load_tokenizer, tiny_config
 from trainer.spec import TinySpec
 
 CONTEXT_TOKENS = 640
@@ -125,7 +125,7 @@ def prepare(directory: Path, layers: int = 24, steps: int = 1200) -> None:
     if not shallow.exists():
         torch.manual_seed(0)
         tokenizer = character_tokenizer(CONTEXT_TOKENS)
-        model = Qwen3ForCausalLM(_tiny_config(TinySpec(layers=TRAINED_LAYERS, intermediate_size=384), CONTEXT_TOKENS))
+        model = Qwen3ForCausalLM(tiny_config(TinySpec(layers=TRAINED_LAYERS, intermediate_size=384), CONTEXT_TOKENS))
         pretrain(model, lambda text: tokenizer(text)["input_ids"], tokenizer.eos_token_id, steps)
         _save(model, tokenizer, shallow)
     if not deep.exists():
