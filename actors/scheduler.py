@@ -46,14 +46,14 @@ class SpeculatingScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._control: SpeculationControl | None = None
-        self._looks_up = False
+        self._learned = self._looks_up = False
         self._next = (NGRAM, 0)  # proposer and K of the drafts that the step under way proposes
         self._step: _Step | None = None
         self._tokens: dict[str, np.ndarray] = {}
 
     def take_control(self, control: SpeculationControl, learned: bool) -> None:
         """`learned`: vLLM's own proposer is the learned head, so n-grams are looked up here while they serve."""
-        self._control, self._looks_up = control, learned and control.adaptive
+        self._control, self._learned, self._looks_up = control, learned, learned and control.adaptive
         fixed = self.dynamic_sd_lookup
         if control.adaptive:
             self.dynamic_sd_lookup: Any = _Lookup(self._chosen)
@@ -72,8 +72,9 @@ class SpeculatingScheduler(Scheduler):
         if self._control.off:
             return
         self._control.adaptive = isinstance(draft_tokens, str)
-        if isinstance(draft_tokens, str):
-            self._control.proposer = NGRAM if draft_tokens == NGRAM else LEARNED
+        self._control.proposer = LEARNED if self._learned and draft_tokens != NGRAM else NGRAM
+        self._looks_up = self._learned and self._control.adaptive
+        if self._control.adaptive:
             self.dynamic_sd_lookup = _Lookup(self._chosen)
             return
         most = self.max_num_running_reqs

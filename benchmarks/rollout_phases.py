@@ -26,27 +26,27 @@ from trainer.types import Group, Prompt
 HERE = Path(__file__).parent
 SCHEDULES: dict[str, list[tuple[int, int, int]]] = {
     "6 to 8, then 4": [(1, 8, 6), (9, 64, 4)],
-    "6 to 16, then 4": [(1, 16, 6), (17, 64, 4)],
     "6 to 16, then 3": [(1, 16, 6), (17, 64, 3)],
-    "6 to 4, 5 to 16, then 4": [(1, 4, 6), (5, 16, 5), (17, 64, 4)],
-    "6 to 4, 4 to 16, then 2": [(1, 4, 6), (5, 16, 4), (17, 64, 2)],
     "6 to 32, then 2": [(1, 32, 6), (33, 64, 2)],
+    "6 to 4, 5 to 16, then 4": [(1, 4, 6), (5, 16, 5), (17, 64, 4)],
 }
 """Hand-made K by running requests, [from, to, K]: the sweep."""
-STATIC = (0, 1, 2, 3, 4, 5, 6)
-REPEATS, WARM_UP = 12, 2
+STATIC = (0, 2, 3, 4, 5, 6)
+REPEATS, WARM_UP, SETTLE = 10, 1, 16
 
 
 def phases(spec: Spec, models: Path) -> dict[str, Any]:
     """The policy and the drafter that a training run left in `models`, sampled from by two engines, arm after arm.
 
     Plain vLLM has engines of its own, without a speculative configuration; all other arms share one pair of engines.
-    Every repeat gives each arm the same prompts, in an order that changes with the repeat.
+    Every repeat gives each arm the same prompts, in an order that changes with the repeat. At temperature 0 all arms
+    sample the same tokens, so that they do the same work: at 1 the longest response decides how long a phase takes, and
+    differs from arm to arm (whole runs compare that regime).
     """
     arms: dict[str, Any] = {"plain": None, "adaptive": "adaptive", "ngram, adaptive": "ngram"}
     arms |= {f"K = {k}": k for k in STATIC} | SCHEDULES
-    with Sampler(speculating(spec, str(models / "policy"), models / "drafter")) as sampler:
-        return compared(sampler, arms, REPEATS, WARM_UP)
+    with Sampler(speculating(spec, str(models / "policy"), models / "drafter"), temperature=0.0) as sampler:
+        return compared(sampler, arms, REPEATS, WARM_UP, SETTLE)
 
 
 def speculating(spec: Spec, model: str, head: Path) -> Spec:
@@ -57,11 +57,16 @@ def speculating(spec: Spec, model: str, head: Path) -> Spec:
     return spec.model_copy(update={"model": spec.model.model_copy(update={"source": model}), "drafter": drafter})
 
 
-def compared(sampler: "Sampler", arms: dict[str, Any], repeats: int, warm_up: int) -> dict[str, Any]:
-    """Seconds of every arm and repeat, and the ratios of plain to each, and of each to the adaptive one."""
+def compared(sampler: "Sampler", arms: dict[str, Any], repeats: int, warm_up: int, settle: int) -> dict[str, Any]:
+    """Seconds of every arm and repeat, and the ratios of plain to each, and of each to the adaptive one.
+
+    `settle`: phases in which what adapts may learn before the first repeat; in a run they are the first epochs.
+    """
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     tokens: dict[str, list[int]] = {arm: [] for arm in arms}
     stats: dict[str, Any] = {}
+    for arm in [arm for arm in arms.values() if isinstance(arm, str)] * settle:
+        sampler.sample(arm, 0)
     for repeat in range(-warm_up, repeats):
         order = list(arms)
         for arm in order[repeat % len(order) :] + order[: repeat % len(order)]:
@@ -84,6 +89,8 @@ def compared(sampler: "Sampler", arms: dict[str, Any], repeats: int, warm_up: in
     best = min((arm for arm in arms if not arm.endswith(("plain", "adaptive"))), key=lambda arm: sum(seconds[arm]))
     p50, p90, p99 = np.quantile(sampler.lengths, [0.5, 0.9, 0.99])
     return {
+        "settling_phases": settle,
+        "temperature": sampler.temperature,
         "response_tokens": {"p50": p50, "p90": p90, "p99": p99, "max": max(sampler.lengths), "p99_by_p50": p99 / p50},
         "repeats": repeats, "rollouts_per_phase": sampler.rollouts, "arms": rows, "best_fixed": best,
         "adaptive_against_best_fixed": rows[best]["adaptive_is_faster_by"], "seconds": seconds, "last": stats,
@@ -101,9 +108,9 @@ def interval(numerator: Sequence[float], denominator: Sequence[float]) -> dict[s
 class Sampler:
     """Two pairs of rollout workers, one plain and one that speculates, and the service's own rollout phase."""
 
-    def __init__(self, spec: Spec, skip: int = 0) -> None:
+    def __init__(self, spec: Spec, temperature: float, skip: int = 0) -> None:
         """`skip`: prompts at the head of the pool that are left out."""
-        self._spec, self._skip, self._phase = spec, skip, 0
+        self._spec, self.temperature, self._skip, self._phase = spec, temperature, skip, 0
         self.rollouts = spec.allocator.max_rollouts_per_epoch
         self.lengths: list[int] = []
         """Of the plain engines' responses, in tokens."""
@@ -163,9 +170,9 @@ class Sampler:
     def groups(self, side: "Side | None", prompts: Sequence[int], seed: int) -> list[Group]:
         """One group per prompt, with the seeds of epoch `seed`; of the plain engines if no side is given."""
         self._phase += 1
-        size, rollout, side = self._spec.allocator.unit_rollouts, self._spec.rollout, side or self._plain
+        size, side = self._spec.allocator.unit_rollouts, side or self._plain
         requests = [GroupRequest(f"{self._phase}/{i}", seed, i, size, 0) for i in prompts]
-        sampling = Sampling("train", rollout.max_response_tokens, rollout.temperature)
+        sampling = Sampling("train", self._spec.rollout.max_response_tokens, self.temperature)
         return side.rollouts.sample(requests, sampling, nothing)
 
 
@@ -188,15 +195,8 @@ def dtype_of(spec: Spec) -> str:
 
 CHAT = user_cache() / "benchmarks" / "smollm2"
 CHAT_PROMPTS, CHAT_PASSES, CHAT_STEPS = 64, 3, 4
-CHAT_ARMS = {
-    "plain": None,
-    "adaptive": "adaptive",
-    "ngram, adaptive": "ngram",
-    "K = 0": 0,
-    "K = 1": 1,
-    "K = 2": 2,
-    "K = 3": 3,
-}
+CHAT_REPEATS = 5
+CHAT_ARMS = {"plain": None, "adaptive": "adaptive", "K = 0": 0, "K = 2": 2, "K = 3": 3}
 
 
 def smollm2(problems: Path) -> dict[str, Any]:
@@ -206,12 +206,16 @@ def smollm2(problems: Path) -> dict[str, Any]:
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"source": model})})
     head, learned = CHAT / "head", {}
     if not head.is_dir():
-        with Sampler(spec) as sampler:
+        with Sampler(spec, spec.rollout.temperature) as sampler:
             groups = [g for i in range(0, CHAT_PROMPTS, 16) for g in sampler.groups(None, range(i, i + 16), 0)]
             learned = chat_head(spec, head, groups, sampler.pools.train)
     # The drafter has seen the first prompts; the comparison is on others.
-    with Sampler(speculating(spec, model, head), skip=CHAT_PROMPTS) as sampler:
-        return {"target": "SmolLM2-135M-Instruct, bfloat16", **learned, **compared(sampler, CHAT_ARMS, 8, 2)}
+    with Sampler(speculating(spec, model, head), spec.rollout.temperature, skip=CHAT_PROMPTS) as sampler:
+        return {
+            "target": "SmolLM2-135M-Instruct, bfloat16",
+            **learned,
+            **compared(sampler, CHAT_ARMS, CHAT_REPEATS, 1, 3),
+        }
 
 
 def chat_head(spec: Spec, path: Path, groups: Sequence[Group], prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -164,9 +164,12 @@ def test_at_temperature_0_every_token_of_200_prompts_is_the_same(hosts):
             sampled, row = ray.get(getattr(hosts, method).sample.remote(prompts, 32, 0.0, how))
             np.testing.assert_array_equal(sampled, plain, err_msg=f"{method}, K = {how}")
             assert row["accepted_tokens"] > 0
+    _, learned = ray.get(hosts.eagle3.sample.remote(prompts, 32, 0.0, 2))
     mixed, row = ray.get(hosts.eagle3.sample.remote(prompts, 32, 0.0, "ngram"))  # looked up by the scheduler
     np.testing.assert_array_equal(mixed, plain)
     assert row["accepted_tokens"] > 0
+    _, again = ray.get(hosts.eagle3.sample.remote(prompts, 32, 0.0, 2))
+    assert again["accepted_tokens"] == learned["accepted_tokens"], "n-grams go on proposing where the head should"
 
 
 @pytest.mark.parametrize("form", ["eagle3", "eagle"])

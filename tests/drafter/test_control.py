@@ -1,5 +1,7 @@
 """What an engine decides and counts about speculation."""
 
+from pathlib import Path
+
 import pytest
 
 from drafter.control import LEARNED, NGRAM, SpeculationControl
@@ -40,3 +42,9 @@ def test_figures_of_engines_add_up():
     stats.add(second.take_stats())
     assert stats.accept_length == 2.0
     assert stats.row()["acceptance_by_position"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("file", ["actors/scheduler.py", "drafter/control.py", "drafter/bandit.py"])
+def test_deciding_and_counting_cannot_wait_for_a_device(file):
+    """Gap 11: the released code's reward needs a device synchronisation per step; here no tensor is within reach."""
+    assert "torch" not in (Path(__file__).parents[2] / file).read_text()
