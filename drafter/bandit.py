@@ -7,9 +7,9 @@ to K_max, and the reward of an arm, tokens per second, is kept in its two factor
     reward(K) = running * (1 + sum_{i <= K} s_i) / t(K)
 
 s_i, the probability that the first i draft tokens are all accepted, is learned from every step that drafted at least
-i tokens, whatever its arm; t(K), the seconds of a step, lies on the line through the medians of the arms' windows. The
-factors pool far more observations per estimate than the product, and a new drafter changes only one of them: a publish
-discounts the s_i and leaves the times alone.
+i tokens, whatever its arm; t(K), the seconds of a step, lies on a line through the medians of the arms' windows, whose
+slope a bucket shares with the others in part. The factors pool far more observations per estimate than the product, and
+a new drafter changes only one of them: a publish discounts the s_i and leaves the times alone.
 """
 
 from bisect import bisect_right
@@ -17,6 +17,9 @@ from collections import deque
 from collections.abc import Sequence
 from random import Random
 from statistics import median
+from typing import NamedTuple
+
+import numpy as np
 
 BUCKET_EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """A bucket holds the numbers of running requests from one edge up to the next: narrow, so that its steps compare."""
@@ -27,7 +30,8 @@ SPELL_STEPS = 4
 WINDOW = 64
 """Timed steps kept per arm."""
 PRIOR_STEPS = 32.0
-"""Weight of the acceptance over all buckets in that of one, in requests' steps."""
+"""Weight of the acceptance over all buckets in that of one, in requests' steps; and of the slope of step times over all
+buckets in that of one, in steps as far from their mean as half of K_max."""
 KEPT_AT_PUBLISH = 0.1
 """Share of the weight that acceptances keep when another drafter enters service."""
 FIRST_ACCEPTANCE = 0.5
@@ -77,12 +81,30 @@ class StrategyBandit:
         bucket = self._buckets.get(bucket_of(running))
         return self._overall.survival(bucket.acceptance if bucket else None)
 
+    def _step_times(self, bucket: "_Bucket") -> list[float]:
+        """Seconds of every arm in a bucket: the level is its own, the slope partly that of all.
+
+        One draft more costs d + c x running seconds: d to propose it, c to verify it. A slope of one bucket's few steps
+        would also hold what happened on the machine while one arm was served and not while another was.
+        """
+        lines = {index: b.line() for index, b in self._buckets.items() if any(b.times)}
+        running = np.array([BUCKET_EDGES[index] for index in lines], float)
+        spread = np.array([line.spread for line in lines.values()])
+        rise = np.array([line.rise for line in lines.values()])
+        # Least squares of the slopes rise / spread, each weighted by its spread, over (1, running).
+        design = np.array([[spread.sum(), spread @ running], [spread @ running, spread @ running**2]])
+        per_draft, per_token = np.linalg.lstsq(design, np.array([rise.sum(), rise @ running]), rcond=None)[0]
+        own = bucket.line()
+        shared, prior = max(per_draft + per_token * BUCKET_EDGES[self._bucket], 0.0), PRIOR_STEPS * self.k_max**2 / 4
+        slope = max((own.rise + prior * shared) / (own.spread + prior), 0.0)
+        return [max(own.mean_t + slope * (k - own.mean_k), 0.5 * own.fastest) for k in range(self.k_max + 1)]
+
     def _next_arm(self, bucket: "_Bucket") -> int:
         # Every bucket times its two ends first.
         for k in (0, self.k_max):
             if not bucket.times[k]:
                 return k
-        survival, times = self._overall.survival(bucket.acceptance), bucket.step_times()
+        survival, times = self._overall.survival(bucket.acceptance), self._step_times(bucket)
         length, rewards = 1.0, []
         for k, seconds in enumerate(times):
             length += survival[k - 1] if k else 0.0
@@ -101,8 +123,8 @@ class _Bucket:
         self.times: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(k_max + 1)]
         self.acceptance = _Acceptance(k_max)
 
-    def step_times(self) -> list[float]:
-        """Seconds of every arm: the line through the medians of the timed ones, each weighted by its steps.
+    def line(self) -> "_Line":
+        """Through the medians of the timed arms, each weighted by its steps.
 
         Verifying and drafting one token more costs the same each time, or nearly, so a line says more of an arm than
         the few steps that it had itself; and no two arms that are alike are told apart by chance.
@@ -112,9 +134,20 @@ class _Bucket:
         mean_k = sum(n * k for k, _, n in points) / weight
         mean_t = sum(n * t for _, t, n in points) / weight
         spread = sum(n * (k - mean_k) ** 2 for k, _, n in points)
-        slope = max(sum(n * (k - mean_k) * (t - mean_t) for k, t, n in points) / spread, 0.0) if spread else 0.0
-        fastest = min(t for _, t, _ in points)
-        return [max(mean_t + slope * (k - mean_k), 0.5 * fastest) for k in range(len(self.times))]
+        rise = sum(n * (k - mean_k) * (t - mean_t) for k, t, n in points)
+        return _Line(mean_k, mean_t, spread, rise, fastest=min(t for _, t, _ in points))
+
+
+class _Line(NamedTuple):
+    """Of step times over K in one bucket."""
+
+    mean_k: float
+    mean_t: float
+    spread: float
+    """Sum of squares of K about its mean."""
+    rise: float
+    """Sum of products of K and seconds about their means; rise / spread is the slope."""
+    fastest: float
 
 
 class _Acceptance:

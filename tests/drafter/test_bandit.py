@@ -108,3 +108,12 @@ def test_a_slow_step_now_and_then_does_not_move_the_choice():
     for k in range(7):
         bandit.observe_time(4, k, 1.0)
     assert rewards(engine, engine.run(bandit, 4, 100), 4) > 0.93
+
+
+def test_a_bucket_whose_few_steps_were_timed_on_a_busy_machine_chooses_by_what_the_others_know():
+    bandit, engine = StrategyBandit(6, seed=0), Engine(0.9, 5e-3, 6e-5, 5e-4)
+    for running in (1, 2, 4, 16, 32):
+        engine.run(bandit, running, 400)
+    for k, slow in ((0, 0.8), (6, 1.6)):
+        bandit.observe_time(8, k, slow * engine.seconds(8, k))
+    assert rewards(engine, engine.run(bandit, 8, 8), 8) > 0.93
