@@ -33,6 +33,8 @@ class LearnerConfig:
     bucket_bytes: int
     gpus_per_worker: int = 0
     """GPUs of one rollout worker, where weights go over NCCL; 0: through the object store."""
+    longest_response: int = 1
+    """Tokens of the longest response that may be sampled."""
     tap: TapConfig | None = None
     """Which features of the policy a drafter learns from; None without one to train."""
 
@@ -50,6 +52,7 @@ class LearnerRank:
         self._corpus: Any = None
         self._nccl: Any = None
         self._tap: FeatureTap | None = None
+        self._reference: Any = None
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks meet this one: its IP and a free port."""
@@ -96,32 +99,54 @@ class LearnerRank:
 
     # Learning.
 
+    def refer_to(self, directory: str) -> None:
+        """Measure divergences from the model in a directory from now on. Every rank holds all of it."""
+        from trainer.models import load_policy
+        from trainer.policy import Policy
+
+        reference = load_policy(directory, self._config.dtype).to(self._device).requires_grad_(False)
+        self._reference = Policy(reference, self._config.temperature)
+
     def update(self, groups: Sequence[Group], learning_rate: float) -> dict[str, float]:
         """One epoch's optimizer steps on the given groups; figures over the whole batch, equal on every rank.
 
-        `updates` is 0 where no response differs from its siblings: such a batch has no gradient, and stepping on
-        momentum alone would be noise. Raises FloatingPointError before a step on a loss that is not finite.
+        `updates` counts the steps. It is 0 where no response differs from what it is compared with: such a batch has no
+        gradient, and stepping on momentum alone would be noise. `dropped` counts steps whose loss or gradient was not
+        finite: nothing of them reaches weights or moments.
         """
-        from trainer.batches import minibatches, samples
+        from trainer.batches import group_advantages, minibatches, samples
 
-        spec = self._config.spec
+        spec, longest = self._config.spec, self._config.longest_response
+        objective = spec.objective
         prompts = [self._pools["train"][group.prompt].token_ids for group in groups]
+        reference = self._scored(self._reference, groups, prompts) if objective.kl != "none" else None
+        advantages = group_advantages(groups, objective, longest, reference)
+        # The weights of tokens correct for the engine; the ratio is then to the learner's own policy as it was.
+        decoupled = not spec.on_policy and objective.mismatch != "none" and objective.ratio != "none"
+        old = self._scored(self._engine, groups, prompts) if decoupled else None
         figures: dict[str, float] = {}
-        updates = 0
-        for part in minibatches(groups, spec.minibatches):
-            whole = samples([groups[i] for i in part], [prompts[i] for i in part], spec.objective)
-            # Without an advantage there is no gradient, and nothing to compute; the weights are those of the whole.
-            batch = [sample for sample in whole if sample.advantage]
-            if not batch:
-                continue
-            if self._tap:
-                self._tap.begin(max(group.epoch for group in groups), spec.minibatches)
-            new = self._step(batch, learning_rate, self._policy_loss)
-            # Only before the first step is the learner's policy the one that sampled.
-            figures = figures or new
-            updates += 1
+        updates = dropped = 0
+        for number in range(spec.passes):
+            for part in minibatches(groups, spec.minibatches):
+                whole = samples(
+                    [groups[i] for i in part], [prompts[i] for i in part], objective, longest,
+                    *(column and [column[i] for i in part] for column in (advantages, old, reference)),
+                )  # fmt: skip
+                # Without an advantage there is no gradient, and nothing to compute; the weights are those of the whole.
+                batch = [sample for sample in whole if sample.advantage or objective.has_loss_of_its_own]
+                if not any(sample.advantage for sample in batch):
+                    continue
+                if self._tap and not number:
+                    self._tap.begin(max(group.epoch for group in groups), spec.minibatches)
+                new = self._step(batch, learning_rate, self._policy_loss, tapped=not number)
+                if new is None:
+                    dropped += 1
+                    continue
+                # Only before the first step is the learner's policy the one that sampled.
+                figures = figures or new
+                updates += 1
         spent = {"features_s": self._tap.seconds} if self._tap and updates else {}
-        return {**figures, **spent, "updates": updates, "learning_rate": learning_rate}
+        return {**figures, **spent, "updates": updates, "dropped": dropped, "learning_rate": learning_rate}
 
     def pretrain(self, stage: PretrainStage, steps: range, run_seed: int) -> dict[str, float]:
         """Optimizer steps `steps` of a pretrain stage; mean figures of the last one."""
@@ -140,7 +165,7 @@ class LearnerRank:
                 for ids, start in examples
             ]
             rate = learning_rate(stage.learning_rate, "cosine", step, stage.steps, max(stage.steps // 20, 1), floor=0.1)
-            figures = self._step(batch, rate, self._language_loss)
+            figures = self._step(batch, rate, self._language_loss) or {"loss": float("nan")}
         return figures
 
     def reset_optimizer(self) -> None:
@@ -226,26 +251,48 @@ class LearnerRank:
             parameters, modifier_rank=None, enabled=self._config.spec.zero_stage == 3
         )
 
-    def _micro_batches(self, batch: Sequence[Any]) -> Iterator[tuple[list[int], Any]]:
+    def _scored(self, policy: Any, groups: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probabilities of the responses under `policy` by group, float32 [tokens of all responses]."""
+        import torch
+        import torch.distributed as dist
+
+        from trainer.batches import samples
+
+        batch = samples(groups, prompts, self._config.spec.objective)
+        mine: dict[int, np.ndarray] = {}
+        with torch.no_grad():
+            for rows, micro in self._micro_batches(batch, tapped=False):
+                logprobs = policy(micro.token_ids, micro.targets)[0].cpu().numpy()
+                edges = np.cumsum([len(batch[i].logprobs) for i in rows])
+                mine |= dict(zip(rows, np.split(logprobs, edges[:-1]), strict=False))
+        if self._ranks > 1:
+            every: list[Any] = [None] * self._ranks
+            dist.all_gather_object(every, mine)
+            mine = {i: values for part in every for i, values in part.items()}
+        edges = np.cumsum([len(group) for group in groups])
+        return [
+            np.concatenate([mine[i] for i in range(end - len(group), end)])
+            for end, group in zip(edges, groups, strict=True)
+        ]
+
+    def _micro_batches(self, batch: Sequence[Any], tapped: bool) -> Iterator[tuple[list[int], Any]]:
         """This rank's micro-batches, each with the indices of its rows."""
         from trainer.batches import collate, split
 
         lengths = [len(sample.token_ids) for sample in batch]
         mine = split(lengths, self._config.spec.micro_batch_tokens, self._ranks)[self._rank]
-        if self._tap:
+        if self._tap and tapped:
             rows = [i for part in mine for i in part]
             self._tap.choose(rows, [lengths[i] for i in rows])
         for part in mine:
             yield part, collate([batch[i] for i in part], self._pad_id).to(self._device)
 
     def _policy_loss(self, micro: Any) -> tuple[Any, Any, Any]:
-        from trainer.objectives import token_losses
+        from trainer.objectives import batch_losses
 
+        spec = self._config.spec
         logprobs, entropy = self._engine(micro.token_ids, micro.targets)
-        # With one step per batch the policy that samples is the one that learns: the ratio is 1 by definition, and the
-        # engine's rounding must not enter it.
-        old = micro.logprobs if self._config.spec.minibatches > 1 else logprobs.detach()
-        losses = token_losses(self._config.spec.objective, logprobs, old, micro.advantages)
+        losses = batch_losses(spec.objective, spec.on_policy, logprobs, entropy, micro)
         return losses, (logprobs.detach() - micro.logprobs).abs(), entropy
 
     def _language_loss(self, micro: Any) -> tuple[Any, Any, Any]:
@@ -254,16 +301,20 @@ class LearnerRank:
         logprobs, entropy = self._engine(micro.token_ids, micro.targets, 1.0)
         return -logprobs, torch.zeros_like(entropy), entropy
 
-    def _step(self, batch: Sequence[Any], learning_rate: float, loss_of: Any) -> dict[str, float]:
-        """Forward and backward over this rank's micro-batches, then one optimizer step."""
+    def _step(
+        self, batch: Sequence[Any], learning_rate: float, loss_of: Any, tapped: bool = False
+    ) -> dict[str, float] | None:
+        """Forward and backward over this rank's micro-batches, then one optimizer step; None if it was dropped."""
         import torch
 
         totals = torch.zeros(5, dtype=torch.float64)
-        for rows, micro in self._micro_batches(batch):
+        for rows, micro in self._micro_batches(batch, tapped):
             losses, gaps, entropy = loss_of(micro)
-            if self._tap:
+            if self._tap and tapped:
                 self._tap.keep(rows, batch)
             loss = (losses * micro.weights).sum()
+            # An infinite loss may have a finite gradient; this one's is not, and DeepSpeed drops the step on all ranks.
+            loss = loss if loss.isfinite() else loss * float("nan")
             # DeepSpeed averages gradients over the ranks; the weights are already those of the whole batch.
             self._engine.backward(loss * self._ranks)
             real = micro.weights > 0
@@ -273,14 +324,12 @@ class LearnerRank:
             totals[3] += int(real.sum())
             totals[4] = max(totals[4].item(), gaps[real].max().item() if real.any() else 0.0)
         loss_sum, gap_sum, entropy_sum, tokens, gap_max = self._over_ranks(totals)
-        if not np.isfinite(loss_sum):
-            raise FloatingPointError(f"the loss is {loss_sum}; no step was taken")
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
-        if not np.isfinite(grad_norm):
-            raise FloatingPointError(f"the gradient norm is {grad_norm}")
+        if not np.isfinite([loss_sum, grad_norm]).all():
+            return None
         return {
             "loss": loss_sum,
             "grad_norm": grad_norm,

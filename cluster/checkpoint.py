@@ -93,16 +93,26 @@ class RunDirectory:
 
     def save_groups(self, epoch: int, groups: Sequence[Group], extra: dict[str, Any]) -> None:
         """Keep an epoch's finished groups; with them the epoch can be learned again without sampling it again."""
+        self._write_groups(self._groups_file(epoch), groups, extra)
+
+    def save_dropped(self, epoch: int, groups: Sequence[Group]) -> Path:
+        """Keep the batch of an update that was dropped, to be looked into; gives the file."""
+        path = self.path / "dropped" / f"{epoch:06d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        self._write_groups(path, groups, {})
+        return path
+
+    def _write_groups(self, path: Path, groups: Sequence[Group], extra: dict[str, Any]) -> None:
         if groups:
             columns = {name: np.concatenate([getattr(g, name) for g in groups]) for name in COLUMNS}
         else:
             columns = {"lengths": np.zeros(0, np.int32)}
-        header = [[g.id, g.prompt, g.weight_version, len(g)] for g in groups]
-        beside = self.rollouts / f".{epoch}.tmp"
-        with _writing(self._groups_file(epoch)):
+        header = [[g.id, g.prompt, g.weight_version, len(g), g.believed] for g in groups]
+        beside = path.parent / f".{path.stem}.tmp"
+        with _writing(path):
             save_file(columns, beside, metadata={"groups": json.dumps(header), "extra": json.dumps(extra)})
             _flush(beside)
-            os.replace(beside, self._groups_file(epoch))
+            os.replace(beside, path)
 
     def load_groups(self, epoch: int) -> tuple[list[Group], dict[str, Any]] | None:
         """An epoch's groups, or None if its rollout phase was never finished."""
@@ -115,7 +125,7 @@ class RunDirectory:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata()
         groups, row, token = [], 0, 0
-        for group_id, prompt, version, size in json.loads(metadata["groups"]):
+        for group_id, prompt, version, size, believed in json.loads(metadata["groups"]):
             rows = slice(row, row + size)
             count = int(columns["lengths"][rows].sum())
             tokens = slice(token, token + count)
@@ -124,6 +134,7 @@ class RunDirectory:
                 Group(
                     group_id, epoch, prompt, version, columns["token_ids"][tokens], columns["logprobs"][tokens],
                     columns["lengths"][rows], columns["rewards"][rows], columns["truncated"][rows],
+                    believed,
                 )
             )  # fmt: skip
         return groups, json.loads(metadata["extra"])

@@ -9,7 +9,8 @@ ids and seeds.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ PRETRAIN_CHUNK_S = 1.0
 """Pre-training is asked for in pieces of about this long, so that progress shows and Ctrl-C is heard."""
 
 
+@dataclass
+class _Update:
+    """An epoch whose rollouts the learner works on."""
+
+    epoch: int
+    groups: list[Group]
+    batch: list[Group]
+    """What is learned from: the epoch's groups, those of held epochs beside them, or none."""
+    budget: dict[str, Any]
+    laps: dict[str, float]
+    calls: list[Any]
+
+
 class Driver:
     def __init__(
         self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, display: Display,
@@ -57,6 +71,7 @@ class Driver:
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
         self.journaled: set[int] = set()  # epochs whose rollouts the journal already holds, after a resume
+        self.update: _Update | None = None  # under way
         self.held: list[Group] = []  # sampled under the learner's weights, and waiting for the rest of a batch
         self.clock = Stopwatch()
         self.currency = spec.allocator.currency if spec.allocator else "rollouts"
@@ -107,6 +122,7 @@ class Driver:
         self._finish_stage()
 
     def _reinforce(self, stage: RLStage) -> None:
+        self._take_reference()
         self.display.stage("rl", stage.epochs, "epochs", self.stage_done)
         self.clock = Stopwatch()
         exhausted = False
@@ -118,6 +134,17 @@ class Driver:
             if not over and self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
                 self._checkpoint()
         self._finish_stage()
+
+    def _take_reference(self) -> None:
+        """The policy that the stage begins with is what divergences are measured from, also after a resume."""
+        if self.spec.learner.objective.kl == "none":
+            return
+        path = self.run.models / f"reference-{self.stage_index}"
+        if not path.is_dir():
+            beside = path.with_name(f".{path.name}")
+            self._learner("export", str(beside))
+            beside.rename(path)
+        self._learner("refer_to", str(path))
 
     def _evaluate(self) -> None:
         spec = self.spec.evaluation
@@ -151,9 +178,8 @@ class Driver:
 
     def _epoch(self) -> bool:
         """One decision and what follows from it; true when the budget is spent."""
-        clock = self.clock
+        clock, epoch = self.clock, self.epoch
         clock.begin()
-        epoch = self.epoch
         allocation = self._allocator("decide", epoch)
         prompts, sizes = allocation.prompts.tolist(), allocation.rollouts.tolist()
         clock.lap("decide_s")
@@ -163,6 +189,8 @@ class Driver:
             self._serve_current_weights()
             clock.lap("publish_s")
             groups = self._roll_out(allocation)
+            for group, believed in zip(groups, allocation.believed.tolist(), strict=True):
+                group.believed = believed
             clock.lap("rollout_s")
             decision = {"prompts": prompts, "rollouts": sizes}
             self.run.save_groups(epoch, groups, {**decision, "rollout_s": clock.laps["rollout_s"]})
@@ -184,10 +212,15 @@ class Driver:
         self.lengths.observe("train", groups)
         clock.lap("decide_s")
 
+        if self.update:  # of the epoch before, which sampling went beside
+            self._finish_update()
+            self._serve_current_weights()
+            clock.lap("publish_s")
         self.held += groups
-        figures = {"updates": 0} if holds else self._learn(self._batch())
-        clock.lap("learn_s")
-        self._record(epoch, groups, figures, budget, clock)
+        self.update = self._begin_update(epoch, groups, [] if holds else self._batch(), budget)
+        self.epoch += 1
+        if not self.spec.learner.stale_epochs:
+            self._finish_update()
         return exhausted
 
     def _batch(self) -> list[Group]:
@@ -214,21 +247,45 @@ class Driver:
         groups = self.rollouts.sample(requests, sampling, self.run.journal)
         return groups
 
-    def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
-        """An update on all groups; without any, or without any difference in reward, the weights stay as they are."""
-        if not groups:
-            return {"updates": 0}
+    def _begin_update(self, epoch: int, groups: list[Group], batch: list[Group], budget: dict) -> "_Update":
+        """Have the learner work on a batch; on an empty one it has nothing to do."""
         import ray
 
         spec = self.spec.learner
-        total = self.spec.rl_epochs
-        rate = learning_rate(spec.learning_rate, spec.schedule, self.epoch, total, spec.warmup_epochs)
-        figures = self._learner("update", ray.put(list(groups)), rate)[0]
-        self.counters.updates += int(figures["updates"])
+        rate = learning_rate(spec.learning_rate, spec.schedule, epoch, self.spec.rl_epochs, spec.warmup_epochs)
+        stored = ray.put(batch)
+        calls = [rank.update.remote(stored, rate) for rank in self.actors.ranks] if batch else []
+        return _Update(epoch, groups, batch, budget, self.clock.laps, calls)
+
+    def _finish_update(self) -> None:
+        """Wait for the learner; with that the batch's epoch is over. Without any difference in reward, or with a loss
+        that is not finite, the weights stay as they are."""
+        done, self.update = self.update, None
+        if done is None:
+            return
+        figures: dict[str, float] = {"updates": 0, "dropped": 0}
+        if done.calls:
+            figures = wait(done.calls, self.spec.limits.learn_timeout_s, "learner: update")[0]
+        self.counters.count_update(figures, bool(done.batch))
         if figures["updates"]:
             self.version += 1
-            self.bubbles.learned(self.epoch)
-        return figures
+            self.bubbles.learned(done.epoch)
+        self.clock.lap("learn_s")
+        self._record(done, figures)
+        if figures["dropped"]:
+            self._report_dropped(done)
+
+    def _report_dropped(self, update: "_Update") -> None:
+        path, limit = self.run.save_dropped(update.epoch, update.batch), self.spec.limits.dropped_updates
+        self.run.journal("update_dropped", epoch=update.epoch, batch=str(path.relative_to(self.run.path)))
+        self.display.note(
+            f"epoch {update.epoch}: the loss was not finite, the step was dropped; its batch is in {path}"
+        )
+        if self.counters.updates_dropped > limit:
+            raise RunFailed(
+                f"{self.counters.updates_dropped} optimizer steps had a loss or gradient that is not finite, and "
+                f"limits.dropped_updates = {limit}; the last batch is in {path}"
+            )
 
     def _serve_current_weights(self) -> None:
         """Publish the learner's weights unless every engine has them; no engine gets work under another version."""
@@ -241,23 +298,25 @@ class Driver:
         self.serving = self.version
         self.run.journal("published", weight_version=self.version, bytes=int(sent), engines=len(workers))
 
-    def _record(self, epoch: int, groups: list[Group], figures: dict, budget: dict, clock: "Stopwatch") -> None:
+    def _record(self, update: "_Update", figures: dict) -> None:
         """The epoch is over: its row of metrics, the display, the counters."""
-        self.epoch += 1
-        self.counters.add_laps(clock.laps)
-        row = metrics_row("rl", epoch, groups, self.pools.train, figures, budget, self.version, clock.laps)
+        self.counters.add_laps(update.laps)
+        row = metrics_row(
+            "rl", update.epoch, update.groups, self.pools.train, figures, update.budget, self.version, update.laps
+        )
         row |= self.bubbles.report()
         self.counters.add_report(row)
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
         self.display.advance(
-            self.stage_done + 1, epoch=epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],
+            self.stage_done + 1, epoch=update.epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],
             effective_share=row["effective_share"], tokens_per_s=row["time"]["tokens_per_s"],
         )  # fmt: skip
 
     # Checkpoints.
 
     def _checkpoint(self) -> None:
+        self._finish_update()
         self.run.flush_lines()
         number = self.counters.checkpoints
         self.counters.checkpoints += 1

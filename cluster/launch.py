@@ -20,6 +20,7 @@ from cluster.driver import Driver
 from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
+from cluster.remarks import objective_remarks
 from cluster.spec import Spec, dump_spec, load_spec
 from trainer.models import load_tokenizer, prepare_model
 from trainer.tasks import Pools, build_pools
@@ -89,6 +90,8 @@ def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) ->
         Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster,
     ):
         display.note(f"metrics at http://127.0.0.1:{metrics.port}/metrics")
+        for remark in objective_remarks(spec):
+            display.note(remark)
         display.stage("start", 1, "cluster")
         actors = cluster.start({"train": prepared.pools.train, "heldout": prepared.pools.heldout})
         display.advance(1)

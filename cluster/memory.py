@@ -77,6 +77,8 @@ def _rank(spec: Spec, parameters: int) -> Share:
     sharded = [("weights", width, stage >= 3), ("gradients", width, stage >= 2), ("Adam moments", ADAM_BYTES, True)]
     if master:
         sharded.append(("float32 copy", master, True))
+    if spec.learner.objective.kl != "none":
+        sharded.append(("reference", width, False))
     per_parameter = sum(size / (ranks if shared else 1) for _, size, shared in sharded)
     terms = " + ".join(
         f"{name} {size} B{f' / {ranks} ranks' if shared and ranks > 1 else ''}" for name, size, shared in sharded

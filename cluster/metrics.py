@@ -53,6 +53,8 @@ METRICS = (
     Metric("tailrace_effective_group_ratio", Gauge, "Share of groups whose rewards differ.", "effective_share"),
     Metric("tailrace_response_tokens_mean", Gauge, "Mean length of a response in tokens.", "response_tokens_mean"),
     Metric("tailrace_truncated_ratio", Gauge, "Share of responses cut at the length limit.", "truncated_share"),
+    Metric("tailrace_updates_total", Counter, "Optimizer steps of reinforcement learning.", "updates"),
+    Metric("tailrace_updates_dropped_total", Counter, "Steps whose loss or gradient was not finite.", "dropped"),
     Metric("tailrace_loss", Gauge, "Policy loss.", "loss"),
     Metric("tailrace_grad_norm", Gauge, "Global gradient norm before clipping.", "grad_norm"),
     Metric("tailrace_learning_rate", Gauge, "Learning rate of the newest update.", "learning_rate"),

@@ -223,6 +223,7 @@ class Cluster:
             seed=derive_seed(spec.run.seed, "learner") % 2**32,
             bucket_bytes=spec.rollout.publish_bucket_mib * 2**20,
             gpus_per_worker=spec.cluster.gpus_per_rollout_worker if self._nccl else 0,
+            longest_response=spec.rollout.max_response_tokens,
             tap=tap(spec, self._head_dir),
         )
 

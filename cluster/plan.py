@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.bundles import bundles
 from cluster.capacity import lacks, nodes_of
 from cluster.memory import Share, estimate, host_bytes
+from cluster.remarks import objective_remarks
 from cluster.spec import Spec
 from trainer.spec import EvaluateStage, PretrainStage, TaskSpec
 
@@ -89,13 +90,13 @@ def make_plan(spec: Spec) -> Plan:
         budget=budget,
         evaluation_rollouts=evaluations * heldout * spec.evaluation.samples_per_prompt,
         optimizer_steps=sum(stage.steps for stage in spec.recipe if isinstance(stage, PretrainStage))
-        + spec.rl_epochs * spec.learner.minibatches,
+        + spec.rl_epochs * spec.learner.minibatches * spec.learner.passes,
         bundles=bundles(spec),
         parameters=parameters,
         memory=memory,
         memory_host_bytes=host_bytes(memory),
         lacks=_lacks(spec, host_bytes(memory)),
-        remarks=remarks + _budget_remarks(spec, budget),
+        remarks=remarks + _budget_remarks(spec, budget) + objective_remarks(spec),
     )
 
 

@@ -72,6 +72,9 @@ class LimitsSpec(Section):
     """Longest wait for one learner call: an update, a batch of pre-training steps, a checkpoint."""
     publish_timeout_s: float = Field(default=300, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for new weights to be in service on every engine."""
+    dropped_updates: int = Field(default=3, ge=0, le=1_000_000)
+    """Optimizer steps with a loss or gradient that is not finite, over the run; one more fails it. Such a step is
+    dropped and its batch written to `dropped/` in the run directory."""
 
 
 class Spec(Section):
@@ -131,6 +134,21 @@ class Spec(Section):
             raise ValueError(
                 f"allocator.budget_tokens = {a.budget} does not hold one group of unit_rollouts {a.unit_rollouts} x "
                 f"rollout.max_response_tokens {longest}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_suits_the_groups(self) -> Self:
+        a, objective = self.allocator, self.learner.objective
+        if a is None or not self.rl_epochs:
+            return self
+        alone = ("leave_one_out", "group_mean", "z_score", "maxrl", "pass_at_k")
+        least = objective.pass_k if objective.advantage == "pass_at_k" else 2
+        if objective.advantage in alone and a.max_group_rollouts < least:
+            raise ValueError(
+                f"learner.objective.advantage: {objective.advantage} needs groups of at least {least}, and "
+                f"allocator.unit_rollouts x max_units_per_prompt = {a.max_group_rollouts}: no response would ever have "
+                "an advantage (history, shrinkage and raw work with groups of one)"
             )
         return self
 

@@ -20,6 +20,10 @@ class Counters:
     rollouts: int = 0
     tokens: int = 0
     updates: int = 0
+    updates_skipped: int = 0
+    """Batches without a gradient: no response differed from what it was compared with."""
+    updates_dropped: int = 0
+    """Optimizer steps with a loss or gradient that was not finite."""
     checkpoints: int = 0
     restarts: int = 0
     wall_s: float = 0.0
@@ -49,6 +53,11 @@ class Counters:
     def count(self, groups: Sequence[Group]) -> None:
         self.rollouts += sum(map(len, groups))
         self.tokens += sum(int(group.lengths.sum()) for group in groups)
+
+    def count_update(self, figures: dict[str, float], had_batch: bool) -> None:
+        self.updates += int(figures["updates"])
+        self.updates_dropped += int(figures["dropped"])
+        self.updates_skipped += had_batch and not figures["updates"] and not figures["dropped"]
 
     def add_laps(self, laps: dict[str, float]) -> None:
         """An epoch's times; what is neither rollout, learning nor publishing is `other`."""
@@ -153,6 +162,8 @@ def summary(
         "stages": [stage.stage for stage in spec.recipe],
         "epochs": epochs,
         "updates": counters.updates,
+        "updates_skipped": counters.updates_skipped,
+        "updates_dropped": counters.updates_dropped,
         "rollouts": {
             "budget": (spec.allocator.budget_rollouts if spec.allocator else None) or 0,
             "budget_tokens": (spec.allocator.budget_tokens if spec.allocator else None) or 0,

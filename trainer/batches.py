@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.advantages import ESTIMATORS
+from trainer.advantages import advantages, shaped
+from trainer.objective import ObjectiveSpec
 from trainer.objectives import token_weights
-from trainer.spec import ObjectiveSpec
 from trainer.types import Group
 
 
@@ -25,6 +25,10 @@ class Sample:
     advantage: float
     weight: float
     """Weight of each response token in the loss of the whole batch."""
+    old_logprobs: np.ndarray | None = None
+    """float32 [response] under the policy that a ratio compares with; `logprobs` if None."""
+    reference: np.ndarray | None = None
+    """float32 [response] under the policy that a divergence is measured from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +45,59 @@ class MicroBatch:
     """float32 [response tokens]."""
     weights: torch.Tensor
     """float32 [response tokens]."""
+    old_logprobs: torch.Tensor
+    """float32 [response tokens]."""
+    reference: torch.Tensor
+    """float32 [response tokens]; zeros where there is none."""
+    rows: torch.Tensor
+    """int64 [response tokens], the row of each."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
-def samples(groups: Sequence[Group], prompts: Sequence[Sequence[int]], objective: ObjectiveSpec) -> list[Sample]:
-    """Rollouts with their advantages and weights; `prompts[i]` are the token ids of group i's prompt."""
-    weights = token_weights([group.lengths for group in groups], objective.reduction)
-    estimate = ESTIMATORS[objective.advantage]
+Columns = Sequence[np.ndarray]
+"""By group: float [responses] or, of log-probabilities, [tokens of all responses]."""
+
+
+def group_advantages(
+    groups: Sequence[Group], objective: ObjectiveSpec, longest: int, reference: Columns | None = None
+) -> list[np.ndarray]:
+    """Advantages of a whole batch by group [responses], from rewards less what the objective takes off them.
+
+    `longest`: tokens of the longest allowed response. `reference`: log-probabilities under the reference policy, of
+    which k1_reward takes the sum of d = log pi - log pi_ref over the response.
+    """
+    rewards = [shaped(group.rewards, group.lengths, objective, longest) for group in groups]
+    if objective.kl == "k1_reward" and reference is not None:
+        for i, (group, theirs) in enumerate(zip(groups, reference, strict=True)):
+            divergence = np.add.reduceat(group.logprobs - theirs, np.cumsum(group.lengths) - group.lengths)
+            rewards[i] = rewards[i] - objective.kl_coefficient * divergence
+    return advantages(objective, rewards, [group.believed for group in groups])
+
+
+def samples(
+    groups: Sequence[Group], prompts: Sequence[Sequence[int]], objective: ObjectiveSpec, longest: int = 1,
+    advantages: Columns | None = None, old: Columns | None = None, reference: Columns | None = None,
+) -> list[Sample]:  # fmt: skip
+    """Rollouts with their advantages and weights; `prompts[i]` are the token ids of group i's prompt.
+
+    `advantages` by group, from these groups alone if not given; `old` and `reference` are log-probabilities by group.
+    """
+    weights = token_weights([group.lengths for group in groups], objective.reduction, longest)
+    advantages = advantages or group_advantages(groups, objective, longest, reference)
     result = []
-    for group, prompt, weight in zip(groups, prompts, weights, strict=True):
-        head = np.asarray(prompt, np.int64)
-        advantages = estimate(group.rewards)
+    for g, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
+        head, end = np.asarray(prompt, np.int64), 0
         for i, rollout in enumerate(group):
+            span = slice(end, end := end + len(rollout.token_ids))
             result.append(
-                Sample(np.concatenate([head, rollout.token_ids]), len(head), rollout.logprobs, advantages[i], weight[i])
-            )
+                Sample(
+                    np.concatenate([head, rollout.token_ids]), len(head), rollout.logprobs, advantages[g][i],
+                    weights[g][i], None if old is None else old[g][span],
+                    None if reference is None else reference[g][span],
+                )
+            )  # fmt: skip
     return result
 
 
@@ -121,11 +161,22 @@ def collate(rows: Sequence[Sample], pad_id: int) -> MicroBatch:
         targets[i, row.prompt_length - 1 : len(row.token_ids) - 1] = True
     if not rows:
         targets[0, 0] = True
-    repeats = [int(len(row.token_ids) - row.prompt_length) for row in rows] or [1]
+    lengths = [len(row.token_ids) - row.prompt_length for row in rows] or [1]
+    none = [np.zeros(1, np.float32)]
+
+    def flat(columns: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(columns or none))
+
+    def spread(values: Sequence[float]) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(np.array(values or [0.0], np.float32), lengths))
+
     return MicroBatch(
         torch.from_numpy(token_ids),
         torch.from_numpy(targets),
-        torch.from_numpy(np.concatenate([row.logprobs for row in rows] or [np.zeros(1, np.float32)])),
-        torch.from_numpy(np.repeat(np.array([row.advantage for row in rows] or [0.0], np.float32), repeats)),
-        torch.from_numpy(np.repeat(np.array([row.weight for row in rows] or [0.0], np.float32), repeats)),
+        flat([row.logprobs for row in rows]),
+        spread([row.advantage for row in rows]),
+        spread([row.weight for row in rows]),
+        flat([row.logprobs if row.old_logprobs is None else row.old_logprobs for row in rows]),
+        flat([np.zeros_like(row.logprobs) if row.reference is None else row.reference for row in rows]),
+        torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
     )

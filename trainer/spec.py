@@ -2,12 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
+from trainer.objective import ObjectiveSpec
+from trainer.section import Section
 
 PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 """A path or a name; the file system refuses NUL with an exception of its own."""
@@ -147,20 +145,6 @@ class EvaluateStage(Section):
 Stage = Annotated[PretrainStage | RLStage | EvaluateStage, Field(discriminator="stage")]
 
 
-class ObjectiveSpec(Section):
-    name: Literal["rgra", "grpo"] = "rgra"
-    """Policy loss: `rgra` (REINFORCE with group-relative advantage, no ratio) or `grpo` (clipped ratio)."""
-    advantage: Literal["leave_one_out", "group_mean", "z_score"] = "leave_one_out"
-    """Baseline of a response's reward: mean of its siblings, mean of its group, or that divided by the group's
-    deviation."""
-    reduction: Literal["prompt_mean", "sequence_mean", "token_mean"] = "prompt_mean"
-    """What is averaged with equal weight over the whole batch: prompts, responses or tokens."""
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """`grpo` clips the probability ratio below 1 - clip_low."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """`grpo` clips the probability ratio above 1 + clip_high."""
-
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -174,7 +158,12 @@ class LearnerSpec(Section):
     micro_batch_tokens: int = Field(default=16384, gt=0, le=2**30)
     """Padded tokens in one forward and backward pass of one rank."""
     minibatches: int = Field(default=1, ge=1, le=10_000)
-    """Optimizer steps per epoch; 1 is on-policy, more divides the epoch's groups."""
+    """Optimizer steps per pass over an epoch's groups, which are divided among them; 1 is on-policy."""
+    passes: int = Field(default=1, ge=1, le=100)
+    """Passes over an epoch's groups; 1 is on-policy."""
+    stale_epochs: int = Field(default=0, ge=0, le=1)
+    """1: the rollouts of an epoch are sampled while the learner works on the epoch before, under the weights that this
+    began with; 0 is on-policy."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """Peak learning rate of RL."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -187,6 +176,11 @@ class LearnerSpec(Section):
     """AdamW decay rates of first and second moment."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether every optimizer step is the first one since its rollouts were sampled under the same weights."""
+        return self.minibatches * self.passes == 1 and not self.stale_epochs
 
 
 class EvaluationSpec(Section):

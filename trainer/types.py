@@ -1,5 +1,6 @@
 """The plain data that crosses rooms. Needs numpy only."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,8 @@ class Group:
     """float64 [responses], in [0, 1]."""
     truncated: np.ndarray
     """bool [responses]."""
+    believed: float = math.nan
+    """Success rate that the allocator believed of the prompt before it saw these rewards."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -86,4 +89,6 @@ def merged(groups: Sequence[Group]) -> list[Group]:
 def _joined(parts: Sequence[Group]) -> Group:
     first = parts[0]
     joined = [np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS]
-    return Group(first.id, first.epoch, first.prompt, first.weight_version, *joined)
+    merged = Group(first.id, first.epoch, first.prompt, first.weight_version, *joined)
+    merged.believed = first.believed
+    return merged

@@ -14,13 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.advantages import ESTIMATORS
+from trainer.advantages import ESTIMATORS, advantages, history, pass_at_k, prompt_weight, shaped, shrinkage
 from trainer.batches import samples
+from trainer.objective import ObjectiveSpec
 from trainer.objectives import token_losses
-from trainer.spec import ObjectiveSpec
 from trainer.types import Group
 
-NAMES = sorted(ESTIMATORS)
+NAMES = ["group_mean", "leave_one_out", "z_score"]
+"""Of one group, with advantages that add up to zero."""
+EVERY = [*sorted(ESTIMATORS), "batch_z", "pass_at_k", "history", "shrinkage"]
 rewards_of_a_group = st.lists(st.floats(0, 1), min_size=1, max_size=20).map(np.array)
 
 
@@ -47,6 +49,8 @@ def expected_weights(sizes: list[int], p: list[float], objective: ObjectiveSpec)
         for outcome in itertools.product([0.0, 1.0], repeat=n):
             rewards = [np.array(outcome) if i == q else np.zeros(size) for i, size in enumerate(sizes)]
             groups = [group_of(r, i) for i, r in enumerate(rewards)]
+            for group in groups:
+                group.believed = 0.4
             batch = samples(groups, [[0]] * len(sizes), objective)
             prompt_of = torch.tensor([i for i, size in enumerate(sizes) for _ in range(size)])
             right = torch.tensor([float(sample.token_ids[-1]) for sample in batch], dtype=torch.float64)
@@ -65,19 +69,62 @@ def z_score_weight(n: int, p: float) -> float:
     return sqrt(n * (n - 1)) * mean / (n**2 * p * (1 - p))
 
 
+def best_weight(n: int, p: float) -> float:
+    """The kept response is right unless all are wrong, and then none is kept: P(some right) / (n p)."""
+    return (1 - (1 - p) ** n) / (n * p)
+
+
+def pass_at_k_weight(n: int, p: float, k: int = 2) -> float:
+    """From the printed advantages, response by response."""
+    total = 0.0
+    for right in range(1, n):
+        wrong = n - right
+        rate = 1 - comb(wrong, k) / comb(n, k)
+        scale = sqrt(rate * (1 - rate))
+        if scale:
+            of_right, of_wrong = (1 - rate) / scale, (1 - rate - comb(wrong - 1, k - 1) / comb(n - 1, k - 1)) / scale
+            total += comb(n, right) * p**right * (1 - p) ** wrong * (right * of_right / p - wrong * of_wrong / (1 - p))
+    return total / n
+
+
 CLOSED_FORMS: dict[str, Callable[[int, float], float]] = {
     "leave_one_out": lambda n, p: 1.0,
     "group_mean": lambda n, p: (n - 1) / n,
     "z_score": z_score_weight,
+    "maxrl": lambda n, p: (1 - (1 - p) ** (n - 1)) / p,
+    "raw": lambda n, p: 1.0,
+    "best": best_weight,
+    "pass_at_k": pass_at_k_weight,
+    "history": lambda n, p: 1.0,
+    "shrinkage": lambda n, p: 1.0,
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("loss", ["rgra", "grpo"])
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize("loss", ["rgra", "dr_grpo"])
 @pytest.mark.parametrize(("n", "p"), [(2, 0.1), (3, 0.5), (4, 0.3), (6, 0.02)])
 def test_the_expected_gradient_is_the_closed_form(name, loss, n, p):
-    found = expected_weights([n], [p], ObjectiveSpec(name=loss, advantage=name))
-    assert found == pytest.approx([CLOSED_FORMS[name](n, p)], rel=1e-5)
+    objective = ObjectiveSpec(
+        name=loss, advantage=name, reduction="prompt_mean", pass_k=2 if name == "pass_at_k" else 4
+    )
+    expected = pytest.approx(CLOSED_FORMS[name](n, p), rel=1e-5)
+    assert expected_weights([n], [p], objective) == [expected]
+    assert prompt_weight(objective, n, p) == expected
+
+
+@pytest.mark.parametrize("name", ["shrinkage", "history", "leave_one_out"])
+def test_these_weigh_a_prompt_by_one_whatever_its_siblings_are(name):
+    objective = ObjectiveSpec(advantage=name)
+    assert expected_weights([2, 5, 3], [0.3, 0.1, 0.8], objective) == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(("n", "p", "weight"), [(2, 0.02, 1.00), (4, 0.02, 2.94), (4, 0.1, 2.71), (4, 0.5, 1.75)])
+def test_maxrl_weighs_prompts_as_published(n, p, weight):
+    assert prompt_weight(ObjectiveSpec(name="maxrl"), n, p) == pytest.approx(weight, abs=0.005)
+
+
+def test_history_gives_a_group_of_one_an_unbiased_gradient():
+    assert expected_weights([1], [0.3], ObjectiveSpec(advantage="history")) == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize(
@@ -88,8 +135,11 @@ def test_the_z_score_weighs_prompts_as_published(n, p, weight):
 
 
 def test_the_worked_example_of_four_responses_at_three_tenths():
-    values = {name: expected_weights([4], [0.3], ObjectiveSpec(advantage=name))[0] for name in NAMES}
-    assert values == pytest.approx({"group_mean": 0.75, "leave_one_out": 1.0, "z_score": 1.416}, abs=5e-4)
+    names = [*NAMES, "maxrl"]
+    values = {name: expected_weights([4], [0.3], ObjectiveSpec(advantage=name))[0] for name in names}
+    assert values == pytest.approx(
+        {"group_mean": 0.75, "leave_one_out": 1.0, "z_score": 1.416, "maxrl": 2.190}, abs=5e-4
+    )
 
 
 def test_leave_one_out_with_prompt_mean_weighs_prompts_equally_whatever_their_group_size():
@@ -139,3 +189,84 @@ def test_advantages_are_finite_sum_to_zero_and_follow_the_responses(rewards, nam
 def test_equal_rewards_give_no_advantage(n, reward, name):
     """Exactly none, because the learner makes no step on a batch in which every advantage is zero."""
     assert not np.any(ESTIMATORS[name](np.full(n, reward)))
+
+
+def test_advantages_of_pass_at_k_are_those_printed():
+    """Three right of eight with k = 4: R = 1 - C(5, 4) / C(8, 4)."""
+    rate = 1 - 5 / 70
+    scale = sqrt(rate * (1 - rate))
+    found = pass_at_k(np.array([1, 1, 1, 0, 0, 0, 0, 0], float), 4)
+    assert found[:3] == pytest.approx([(1 - rate) / scale] * 3)
+    assert found[3:] == pytest.approx([(1 - rate - comb(4, 3) / comb(7, 3)) / scale] * 5)
+    assert found.sum() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "groups", [[[0.0]], [[1.0]], [[0.0, 1.0]], [[1.0, 1.0], [0.0]], [[0.5], [0.0, 1.0], [0.0, 0.0, 0.0]]]
+)
+def test_every_estimator_is_finite_on_singletons_pairs_and_equal_rewards(name, groups):
+    rewards = [np.array(r) for r in groups]
+    found = advantages(ObjectiveSpec(advantage=name), rewards, [0.5] * len(rewards))
+    assert [len(a) for a in found] == [len(r) for r in rewards]
+    assert all(np.isfinite(a).all() for a in found)
+
+
+SINGLETON = {"raw": 0.8, "best": 1.0, "history": 0.3, "shrinkage": 0.8 - 0.25}
+"""Of reward 0.8, believed 0.5, beside a group with mean 0.25; all other estimators give zero."""
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_singleton_has_the_documented_value(name):
+    single, _ = advantages(ObjectiveSpec(advantage=name), [np.array([0.8]), np.array([0.0, 0.5])], [0.5, 0.5])
+    assert single == pytest.approx([SINGLETON.get(name, 0.0)])
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=5), min_size=1, max_size=6), st.data())
+def test_batch_estimators_follow_their_groups_into_any_order(groups, data):
+    rewards = [np.array(r) for r in groups]
+    believed = [0.1 * i for i in range(len(groups))]
+    order = data.draw(st.permutations(range(len(groups))))
+    for name in ("batch_z", "shrinkage", "history"):
+        ours = advantages(ObjectiveSpec(advantage=name), rewards, believed)
+        theirs = advantages(ObjectiveSpec(advantage=name), [rewards[i] for i in order], [believed[i] for i in order])
+        for i, found in zip(order, theirs, strict=True):
+            assert found == pytest.approx(ours[i], abs=1e-9)
+
+
+def test_shrinkage_trusts_other_prompts_where_prompts_are_alike_and_siblings_where_they_differ():
+    noisy = [np.array([0.0, 1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0, 1.0]), np.array([1.0, 0.0])]
+    assert shrinkage(noisy)[2] == pytest.approx([0.5, -0.5])
+    apart = [np.ones(4), np.zeros(4), np.array([1.0, 0.0])]
+    assert shrinkage(apart)[2] == pytest.approx([1.0, -1.0])
+
+
+def test_positive_only_has_nothing_from_responses_below_their_baseline():
+    """Fidelity test 2: apart from a KL term, whose loss has no advantage in it."""
+    rewards = [np.array([1.0, 0.0, 0.0, 1.0]), np.array([0.2, 0.9])]
+    found = advantages(ObjectiveSpec(name="grpo_pos"), rewards, [0.5, 0.5])
+    whole = advantages(ObjectiveSpec(name="grpo"), rewards, [0.5, 0.5])
+    for kept, every in zip(found, whole, strict=True):
+        assert kept.tolist() == np.maximum(every, 0).tolist()
+        assert (every < 0).any()
+
+
+def test_raft_keeps_the_best_response_of_a_group_alone_and_none_that_was_not_rewarded():
+    found = advantages(ObjectiveSpec(name="raft"), [np.array([0.0, 1.0, 1.0]), np.zeros(3)], [0.5, 0.5])
+    assert [a.tolist() for a in found] == [[0, 1, 0], [0, 0, 0]]
+
+
+def test_history_subtracts_what_was_believed_before():
+    assert history([np.array([1.0, 0.0])], [0.3])[0] == pytest.approx([0.7, -0.3])
+
+
+def test_a_clip_cuts_both_sides_of_an_advantage():
+    objective = ObjectiveSpec(name="cero_paper", advantage_clip=0.5)
+    (found,) = advantages(objective, [np.array([1.0, 0.0, 0.0])], [0.5])
+    assert found.tolist() == [0.5, -0.5, -0.5]
+
+
+def test_overlong_responses_lose_linearly_up_to_the_whole_penalty():
+    objective = ObjectiveSpec(overlong_share=0.2, overlong_penalty=1.0)
+    found = shaped(np.ones(4), np.array([50, 80, 90, 100]), objective, longest=100)
+    assert found == pytest.approx([1.0, 1.0, 0.5, 0.0])

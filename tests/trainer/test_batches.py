@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.batches import PASS_TOKENS, Sample, collate, minibatches, samples, split
+from trainer.objective import ObjectiveSpec
 from trainer.objectives import token_losses
 from trainer.policy import Policy
 from trainer.schedule import learning_rate
-from trainer.spec import ObjectiveSpec
 from trainer.types import Group
 
 VOCABULARY = 11

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.objectives import token_losses, token_weights
-from trainer.spec import ObjectiveSpec
+from trainer.batches import MicroBatch
+from trainer.objective import PRESETS, ObjectiveSpec
+from trainer.objectives import batch_losses, kl_losses, mismatch_weights, token_losses, token_weights
 
 RGRA, GRPO = ObjectiveSpec(name="rgra"), ObjectiveSpec(name="grpo")
 REDUCTIONS = ["prompt_mean", "sequence_mean", "token_mean"]
@@ -31,7 +32,8 @@ def logprobs_of(logits: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
 def gradient(objective: ObjectiveSpec, logits: torch.Tensor, old: torch.Tensor, taken: torch.Tensor, a: torch.Tensor):
     """Of the mean loss, at `logits`, for tokens sampled at `old`."""
     logits = logits.clone().requires_grad_()
-    loss = token_losses(objective, logprobs_of(logits, taken), logprobs_of(old, taken), a).mean()
+    rows = torch.arange(len(a)) // 4
+    loss = token_losses(objective, logprobs_of(logits, taken), logprobs_of(old, taken), a, rows).mean()
     return torch.autograd.grad(loss, logits)[0]
 
 
@@ -88,6 +90,8 @@ def test_the_weights_of_all_tokens_add_up_to_one(lengths, reduction):
 
 @given(lengths_of_groups)
 def test_each_reduction_counts_what_it_is_named_after_equally(lengths):
+    fixed = token_weights(lengths, "fixed_length", longest=50)
+    assert np.concatenate(fixed) == pytest.approx(np.full(sum(map(len, lengths)), 1 / (50 * sum(map(len, lengths)))))
     total = {name: [w * n for w, n in zip(token_weights(lengths, name), lengths, strict=True)] for name in REDUCTIONS}
     responses = sum(map(len, lengths))
     assert [group.sum() for group in total["prompt_mean"]] == pytest.approx([1 / len(lengths)] * len(lengths))
@@ -105,3 +109,158 @@ def test_weights_follow_their_groups_into_any_order(lengths, reduction, data):
     theirs = token_weights([lengths[i] for i in order], reduction)
     for i, weights in zip(order, theirs, strict=True):
         assert weights == pytest.approx(ours[i])
+
+
+RATIOS = ["none", "token_clip", "dual_clip", "gspo", "cispo"]
+
+
+def with_ratio(ratio: str, **fields) -> ObjectiveSpec:
+    return ObjectiveSpec(ratio=ratio, reduction="sequence_mean", **fields)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_every_ratio_has_the_same_gradient_at_ratio_one(ratio):
+    old, taken, advantages = batch(3)
+    advantages = advantages[torch.arange(40) // 4]  # one per response
+    expected = gradient(with_ratio("none"), old, old, taken, advantages)
+    torch.testing.assert_close(gradient(with_ratio(ratio), old, old, taken, advantages), expected)
+
+
+def test_whole_objectives_of_the_paper_agree_at_ratio_one_with_equal_divergence():
+    """Fidelity test 1: RGRA and GRPO as presets, KL included; they differ after one step."""
+    old, taken, advantages = batch(4)
+    reference = batch(5)[0]
+
+    def whole(name: str, logits: torch.Tensor, on_policy: bool) -> torch.Tensor:
+        logits = logits.clone().requires_grad_()
+        micro = micro_batch(old, taken, advantages, reference)
+        losses = batch_losses(ObjectiveSpec(name=name), on_policy, logprobs_of(logits, taken), torch.zeros(40), micro)
+        return torch.autograd.grad(losses.mean(), logits)[0]
+
+    first = [whole(name, old, True) for name in ("rgra_paper", "grpo")]
+    torch.testing.assert_close(*first)
+    new = old - 3 * first[0]
+    assert (whole("rgra_paper", new, False) - whole("grpo", new, False)).abs().max() > 1e-3
+
+
+def micro_batch(old, taken, advantages, reference) -> MicroBatch:
+    none = torch.zeros(0)
+    logprobs = logprobs_of(old, taken)
+    return MicroBatch(
+        none, none, logprobs, advantages, torch.ones(40), logprobs, logprobs_of(reference, taken), torch.arange(40) // 4
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_a_finite_gradient_off_policy(preset):
+    old, taken, advantages = batch(6)
+    logits = (old + 0.1 * batch(7)[0]).requires_grad_()
+    micro = micro_batch(old, taken, advantages, batch(8)[0])
+    logprobs = torch.log_softmax(logits, -1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)[taken[0]]
+    losses = batch_losses(ObjectiveSpec(name=preset), False, logprobs_of(logits, taken), entropy, micro)
+    found = torch.autograd.grad(losses.mean(), logits)[0]
+    assert torch.isfinite(found).all()
+    assert found.abs().max() > 0
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "slope"), [(9.0, -2.0, 2.0), (11.0, -2.0, 0.0), (1.1, 2.0, -2.0)])
+def test_dual_clip_bounds_what_a_bad_response_can_cost(ratio, advantage, slope):
+    rho = torch.tensor([ratio], dtype=torch.float64, requires_grad=True)
+    objective = with_ratio("dual_clip", dual_clip=10.0)
+    loss = token_losses(objective, rho.log(), torch.zeros(1, dtype=torch.float64), torch.tensor([advantage])).sum()
+    assert torch.autograd.grad(loss, rho)[0].item() == pytest.approx(slope)
+
+
+def test_gspo_clips_whole_responses_by_the_geometric_mean_of_their_ratios():
+    """The first response's tokens have ratios 2 and 1/2, mean 1: nothing is clipped. Those of the second have 2."""
+    logprobs = torch.log(torch.tensor([2.0, 0.5, 2.0, 2.0])).requires_grad_()
+    objective = with_ratio("gspo", clip_low=0.2, clip_high=0.2)
+    losses = token_losses(objective, logprobs, torch.zeros(4), torch.ones(4), torch.tensor([0, 0, 1, 1]))
+    assert losses.tolist() == pytest.approx([-1.0, -1.0, -1.2, -1.2])
+    assert torch.autograd.grad(losses.sum(), logprobs)[0].tolist() == pytest.approx([-1.0, -1.0, 0.0, 0.0])
+
+
+def test_cispo_bounds_the_weight_of_a_token_and_keeps_its_gradient():
+    logprobs = torch.log(torch.tensor([9.0, 0.5])).requires_grad_()
+    objective = with_ratio("cispo", clip_low=1.0, clip_high=5.0)
+    losses = token_losses(objective, logprobs, torch.zeros(2), torch.tensor([1.0, -1.0]))
+    assert torch.autograd.grad(losses.sum(), logprobs)[0].tolist() == pytest.approx([-6.0, 0.5])
+
+
+def test_gradient_of_k2_is_that_of_the_exact_reverse_divergence():
+    """Fidelity test 6, in expectation over all tokens of a small vocabulary, against a numeric derivative."""
+    logits, reference = batch(9)[0][:1], torch.log_softmax(batch(10)[0][:1], -1)
+
+    def exact(z: torch.Tensor) -> torch.Tensor:
+        logprobs = torch.log_softmax(z, -1)
+        return (logprobs.exp() * (logprobs - reference)).sum()
+
+    z = logits.clone().requires_grad_()
+    logprobs = torch.log_softmax(z, -1)
+    estimate = (logprobs.detach().exp() * kl_losses("k2", logprobs, reference)).sum()
+    (found,) = torch.autograd.grad(estimate, z)
+    h = 1e-6
+    for i in range(7):
+        step = torch.zeros_like(logits)
+        step[0, i] = h
+        assert found[0, i].item() == pytest.approx(
+            ((exact(logits + step) - exact(logits - step)) / (2 * h)).item(), abs=1e-7
+        )
+    other = torch.log_softmax(z, -1)
+    wrong = (other.detach().exp() * kl_losses("k3", other, reference)).sum()
+    assert (torch.autograd.grad(wrong, z)[0] - found).abs().max() > 1e-3, "k3 has the forward divergence's gradient"
+
+
+def test_k1_as_a_loss_has_no_gradient_in_expectation():
+    """Fidelity test 6: why k1 is offered in the reward and not as a loss."""
+    z = batch(11)[0][:1].clone().requires_grad_()
+    logprobs = torch.log_softmax(z, -1)
+    k1 = logprobs - torch.log_softmax(batch(12)[0][:1], -1)
+    (found,) = torch.autograd.grad((logprobs.detach().exp() * k1).sum(), z)
+    assert found.abs().max() < 1e-12
+
+
+def test_mismatch_weights_are_truncated_or_masked_by_token_or_by_response():
+    learner, engine = torch.log(torch.tensor([3.0, 0.5, 1.5, 1.0])), torch.zeros(4)
+    rows = torch.tensor([0, 0, 1, 1])
+
+    def weights(**fields) -> list[float]:
+        return mismatch_weights(ObjectiveSpec(mismatch_high=2.0, **fields), learner, engine, rows).tolist()
+
+    assert weights(mismatch="tis") == pytest.approx([2.0, 0.5, 1.5, 1.0])
+    assert weights(mismatch="mis", mismatch_low=0.6) == pytest.approx([0.0, 0.0, 1.5, 1.0])
+    assert weights(mismatch="tis", mismatch_level="sequence") == pytest.approx([1.5] * 4)
+    assert weights(mismatch="mis", mismatch_level="sequence", mismatch_low=0.6) == pytest.approx([1.5] * 4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_resolved_preset_reads_back_as_itself(preset):
+    objective = ObjectiveSpec(name=preset)
+    assert ObjectiveSpec.model_validate(objective.model_dump()) == objective
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "grop"}, "did you mean grpo"),
+        ({"name": "RLOO"}, "did you mean rloo"),
+        ({"name": 7}, "there is no preset '7'"),
+        ({"clip_high": 0.3}, "clip_high = 0.3 has no effect with ratio: none"),
+        ({"name": "gspo", "reduction": "token_mean"}, "needs reduction: sequence_mean"),
+        ({"name": "reinforce", "sign": "positive"}, "sign: positive has no effect"),
+        ({"kl": "k2"}, "contradict each other"),
+        ({"kl_coefficient": 0.1}, "contradict each other"),
+        ({"mismatch_high": 3.0}, "mismatch_high = 3.0 has no effect"),
+        ({"pass_k": 8}, "pass_k = 8 has no effect"),
+        ({"overlong_share": 0.1}, "need each other"),
+        ({"name": "grpo", "dual_clip": 4.0}, "dual_clip = 4.0 has no effect"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused_with_the_reason(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveSpec.model_validate(fields)
+
+
+def test_a_preset_with_one_choice_taken_back_is_no_contradiction():
+    assert ObjectiveSpec(name="dapo", ratio="none").clip_high == 0.28
