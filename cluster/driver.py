@@ -27,18 +27,16 @@ from cluster.metrics import Metrics
 from cluster.placement import Actors, wait
 from cluster.rollouts import Rollouts
 from cluster.spec import Spec
+from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
 from trainer.evaluation import summarize
-from trainer.schedule import learning_rate
-from trainer.spec import EvaluateStage, PretrainStage, RLStage
+from trainer.spec import EvaluateStage
+from trainer.stages import Budgeted, MergeStage, Supervised
 from trainer.tasks import Pools
 from trainer.types import Group, merged
 
-PRETRAIN_CHUNK_S = 1.0
-"""Pre-training is asked for in pieces of about this long, so that progress shows and Ctrl-C is heard."""
 
-
-class Driver:
+class Driver(RecipeStages):
     def __init__(
         self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, display: Display,
         stop_requested: Callable[[], bool],
@@ -54,6 +52,7 @@ class Driver:
         self.serving = 0  # on every engine
         self.stage_index = 0
         self.stage_done = 0  # units (steps or epochs) of the current stage
+        self.begun = False  # the current stage has the weights and the optimizer that it starts from
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
         self.journaled: set[int] = set()  # epochs whose rollouts the journal already holds, after a resume
@@ -70,10 +69,13 @@ class Driver:
             stage = self.spec.recipe[index]
             self.metrics.stage(stage.stage)
             self.run.journal("stage_started", index=index, stage=stage.stage, done=self.stage_done)
-            if isinstance(stage, PretrainStage):
-                self._pretrain(stage)
-            elif isinstance(stage, RLStage):
+            self._begin(stage)
+            if isinstance(stage, Supervised):
+                self._teach(stage)
+            elif isinstance(stage, Budgeted):
                 self._reinforce(stage)
+            elif isinstance(stage, MergeStage):
+                self._finish_stage()
             elif isinstance(stage, EvaluateStage):
                 self._evaluate()
         self._learner("export", str(self.run.models / "policy"))
@@ -85,29 +87,8 @@ class Driver:
         write_atomically(self.run.path / "summary.json", json.dumps(result, indent=1))
         return result
 
-    def _pretrain(self, stage: PretrainStage) -> None:
-        self.display.stage("pretrain", stage.steps, "steps", self.stage_done)
-        chunk, since = 5, self.stage_done
-        while self.stage_done < stage.steps:
-            self._check_stop()
-            count = min(chunk, stage.steps - self.stage_done, self.spec.run.checkpoint_every_steps)
-            began = time.perf_counter()
-            steps = range(self.stage_done, self.stage_done + count)
-            figures = self._learner("pretrain", stage, steps, self.spec.run.seed)[0]
-            elapsed = time.perf_counter() - began
-            self.counters.pretrain_s += elapsed
-            chunk = max(1, round(count * PRETRAIN_CHUNK_S / elapsed))
-            self.stage_done += count
-            self.display.advance(self.stage_done, loss=figures["loss"])
-            if self.stage_done - since >= self.spec.run.checkpoint_every_steps and self.stage_done < stage.steps:
-                since = self.stage_done
-                self._checkpoint()
-        self.version += 1
-        self._learner("reset_optimizer")
-        self._finish_stage()
-
-    def _reinforce(self, stage: RLStage) -> None:
-        self.display.stage("rl", stage.epochs, "epochs", self.stage_done)
+    def _reinforce(self, stage: Budgeted) -> None:
+        self.display.stage(stage.stage, stage.epochs, "epochs", self.stage_done)
         self.clock = Stopwatch()
         exhausted = False
         while self.stage_done < stage.epochs and not exhausted:
@@ -144,7 +125,7 @@ class Driver:
     def _finish_stage(self) -> None:
         """The position moves behind the stage before the checkpoint, so that a resumed run does not repeat it."""
         self.run.journal("stage_finished", index=self.stage_index)
-        self.stage_index, self.stage_done = self.stage_index + 1, 0
+        self.stage_index, self.stage_done, self.begun = self.stage_index + 1, 0, False
         self._checkpoint()
 
     # One epoch.
@@ -216,14 +197,11 @@ class Driver:
 
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """An update on all groups; without any, or without any difference in reward, the weights stay as they are."""
-        if not groups:
+        if not groups and not self._has_sft_half():
             return {"updates": 0}
         import ray
 
-        spec = self.spec.learner
-        total = self.spec.rl_epochs
-        rate = learning_rate(spec.learning_rate, spec.schedule, self.epoch, total, spec.warmup_epochs)
-        figures = self._learner("update", ray.put(list(groups)), rate)[0]
+        figures = self._update(ray.put(list(groups)))
         self.counters.updates += int(figures["updates"])
         if figures["updates"]:
             self.version += 1
@@ -245,7 +223,8 @@ class Driver:
         """The epoch is over: its row of metrics, the display, the counters."""
         self.epoch += 1
         self.counters.add_laps(clock.laps)
-        row = metrics_row("rl", epoch, groups, self.pools.train, figures, budget, self.version, clock.laps)
+        stage = self.spec.recipe[self.stage_index].stage
+        row = metrics_row(stage, epoch, groups, self.pools.train, figures, budget, self.version, clock.laps)
         row |= self.bubbles.report()
         self.counters.add_report(row)
         self.run.add_metrics(row)
@@ -265,6 +244,7 @@ class Driver:
         manifest = {
             "stage_index": self.stage_index,
             "stage_done": self.stage_done,
+            "begun": self.begun,
             "epoch": self.epoch,
             "held_from": self.held[0].epoch if self.held else self.epoch,
             "weight_version": self.version,
@@ -302,6 +282,7 @@ class Driver:
             self._allocator("load_state_dict", load_state(path / "allocator.safetensors"))
         self.bubbles.load(path)
         self.stage_index, self.stage_done = manifest["stage_index"], manifest["stage_done"]
+        self.begun = manifest["begun"]
         self.epoch, self.version = manifest["epoch"], manifest["weight_version"]
         stored = [self.run.load_groups(epoch) for epoch in range(manifest["held_from"], self.epoch)]
         self.held = [group for groups, _ in filter(None, stored) for group in groups]
