@@ -141,7 +141,8 @@ class RecipeSteps:
         swap_adam(optimizer, self._second_adam)
         sft_loss = self._sft_step(batch, sft_rate)
         swap_adam(optimizer, self._second_adam)
-        put_masters(optimizer, averaged(start, reinforced, copies(optimizer)))
+        taught = [flat.data for flat in masters(optimizer)]
+        put_masters(optimizer, averaged(start, reinforced, taught))
         return figures, sft_loss
 
     def _reinforce(self, groups: Sequence[Group], learning_rate: float) -> dict[str, float]:
