@@ -15,8 +15,9 @@ import numpy as np
 
 from actors.features import FeatureTap, TapConfig
 from actors.logs import send_output_to_log
+from actors.recipes import RecipeSteps
 from drafter.buffer import Blob
-from trainer.spec import LearnerSpec, PretrainStage, TaskSpec
+from trainer.spec import LearnerSpec, TaskSpec
 from trainer.types import Group, Prompt
 
 
@@ -39,17 +40,17 @@ class LearnerConfig:
     """Which features of the policy a drafter learns from; None without one to train."""
 
 
-class LearnerRank:
+class LearnerRank(RecipeSteps):
     """Runs inside Ray as `ray.remote(LearnerRank)`."""
 
     def __init__(self, config: LearnerConfig, rank: int, task: TaskSpec, pools: dict[str, list[Prompt]]) -> None:
         send_output_to_log()
+        super().__init__()
         self._config = config
         self._rank = rank
         self._ranks = config.spec.ranks
         self._task = task
         self._pools = pools
-        self._corpus: Any = None
         self._nccl: Any = None
         self._tap: FeatureTap | None = None
         self._reference: Any = None
@@ -148,38 +149,6 @@ class LearnerRank:
         spent = {"features_s": self._tap.seconds} if self._tap and updates else {}
         return {**figures, **spent, "updates": updates, "dropped": dropped, "learning_rate": learning_rate}
 
-    def pretrain(self, stage: PretrainStage, steps: range, run_seed: int) -> dict[str, float]:
-        """Optimizer steps `steps` of a pretrain stage; mean figures of the last one."""
-        from trainer.batches import Sample
-        from trainer.corpus import Corpus
-        from trainer.schedule import learning_rate
-
-        if self._corpus is None:
-            self._corpus = Corpus(self._task, self._tokenizer, self._pools["heldout"], run_seed)
-        figures: dict[str, float] = {}
-        for step in steps:
-            examples = self._corpus.batch(step, stage.batch_examples)
-            weight = 1 / sum(len(ids) - start for ids, start in examples)
-            batch = [
-                Sample(np.asarray(ids, np.int64), start, np.zeros(len(ids) - start, np.float32), 1.0, weight)
-                for ids, start in examples
-            ]
-            rate = learning_rate(stage.learning_rate, "cosine", step, stage.steps, max(stage.steps // 20, 1), floor=0.1)
-            figures = self._step(batch, rate, self._language_loss) or {"loss": float("nan")}
-        return figures
-
-    def reset_optimizer(self) -> None:
-        """Forget the moments, as a new stage with another loss should."""
-        import torch
-
-        base = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-        for state in base.state.values():
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    value.zero_()
-                elif key == "step":  # a plain number in the fused Adam of GPUs
-                    state[key] = 0
-
     # What the drafter learns from.
 
     def take_features(self) -> list[Blob]:
@@ -225,10 +194,12 @@ class LearnerRank:
     def save(self, directory: str) -> None:
         """Write this rank's part of a checkpoint."""
         self._engine.save_checkpoint(directory, tag="learner", save_latest=False)
+        self.save_second_adam(directory)
 
     def load(self, directory: str) -> None:
         """Read what `save` wrote, with the same ranks and ZeRO stage."""
         self._engine.load_checkpoint(directory, tag="learner")
+        self.load_second_adam(directory)
 
     def export(self, directory: str) -> None:
         """Write the policy in Hugging Face format."""
@@ -244,11 +215,11 @@ class LearnerRank:
 
     # Inside.
 
-    def _gathered(self, parameters: list[Any]) -> Any:
+    def _gathered(self, parameters: list[Any], modifier_rank: int | None = None) -> Any:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(
-            parameters, modifier_rank=None, enabled=self._config.spec.zero_stage == 3
+            parameters, modifier_rank=modifier_rank, enabled=self._config.spec.zero_stage == 3
         )
 
     def _scored(self, policy: Any, groups: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -312,17 +283,14 @@ class LearnerRank:
             losses, gaps, entropy = loss_of(micro)
             if self._tap and tapped:
                 self._tap.keep(rows, batch)
-            loss = (losses * micro.weights).sum()
-            # An infinite loss may have a finite gradient; this one's is not, and DeepSpeed drops the step on all ranks.
-            loss = loss if loss.isfinite() else loss * float("nan")
-            # DeepSpeed averages gradients over the ranks; the weights are already those of the whole batch.
-            self._engine.backward(loss * self._ranks)
+            loss = self._backward((losses * micro.weights).sum())
             real = micro.weights > 0
             totals[0] += loss.item()
             totals[1] += gaps[real].sum().item()
             totals[2] += entropy[real].sum().item()
             totals[3] += int(real.sum())
             totals[4] = max(totals[4].item(), gaps[real].max().item() if real.any() else 0.0)
+        self._extra_backward()
         loss_sum, gap_sum, entropy_sum, tokens, gap_max = self._over_ranks(totals)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -337,6 +305,14 @@ class LearnerRank:
             "logprob_gap_max": gap_max,
             "entropy": entropy_sum / max(tokens, 1),
         }
+
+    def _backward(self, loss: Any) -> Any:
+        """Add a micro-batch's gradient to those of the step; gives the loss without its graph."""
+        # An infinite loss may have a finite gradient; this one's is not, and DeepSpeed drops the step on all ranks.
+        loss = loss if loss.isfinite() else loss * float("nan")
+        # DeepSpeed averages gradients over the ranks; the weights are already those of the whole batch.
+        self._engine.backward(loss * self._ranks)
+        return loss.detach()
 
     def _over_ranks(self, totals: Any) -> list[float]:
         """Sums over the ranks, and the maximum of the last entry."""

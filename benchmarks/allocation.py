@@ -38,7 +38,7 @@ from cluster.metrics import Metrics
 from cluster.placement import Actors, Cluster, wait
 from cluster.spec import Spec, load_spec
 from trainer.models import user_cache
-from trainer.spec import PretrainStage
+from trainer.stages import PretrainStage
 from trainer.tasks import Pools
 
 MIXES = ("skewed", "graded", "balanced")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import RunFailed
+from trainer.stages import OWN_EXPORTS
 from trainer.types import COLUMNS, BadInput, Group
 
 MANIFEST = "manifest.json"
@@ -141,6 +142,23 @@ class RunDirectory:
 
     def _groups_file(self, epoch: int) -> Path:
         return self.rollouts / f"{epoch:06d}.safetensors"
+
+    # Models.
+
+    def add_model(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write `models/name` through `write(directory)`, atomically. Raises RunFailed if the disk refuses."""
+        final, beside = self.models / name, self.models / f".{name}.tmp"
+        with _writing(final):
+            shutil.rmtree(beside, ignore_errors=True)
+            write(beside)
+            for path in beside.rglob("*"):
+                _flush(path)
+            os.replace(beside, final)
+            _flush(self.models)
+
+    def weights(self, named: str) -> Path:
+        """The directory that a stage names: an export of this run as `models/NAME`, any other as it is."""
+        return self.path / named if named.startswith(OWN_EXPORTS) else Path(named).expanduser().absolute()
 
     # Checkpoints.
 

@@ -28,15 +28,13 @@ from cluster.metrics import Metrics
 from cluster.placement import Actors, wait
 from cluster.rollouts import Rollouts
 from cluster.spec import Spec
+from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
 from trainer.evaluation import summarize
-from trainer.schedule import learning_rate
-from trainer.spec import EvaluateStage, PretrainStage, RLStage
+from trainer.spec import EvaluateStage
+from trainer.stages import Budgeted, MergeStage, Supervised
 from trainer.tasks import Pools
 from trainer.types import Group, merged
-
-PRETRAIN_CHUNK_S = 1.0
-"""Pre-training is asked for in pieces of about this long, so that progress shows and Ctrl-C is heard."""
 
 
 @dataclass
@@ -52,7 +50,7 @@ class _Update:
     calls: list[Any]
 
 
-class Driver:
+class Driver(RecipeStages):
     def __init__(
         self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, display: Display,
         stop_requested: Callable[[], bool],
@@ -68,6 +66,7 @@ class Driver:
         self.serving = 0  # on every engine
         self.stage_index = 0
         self.stage_done = 0  # units (steps or epochs) of the current stage
+        self.begun = False  # the current stage has the weights and the optimizer that it starts from
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
         self.journaled: set[int] = set()  # epochs whose rollouts the journal already holds, after a resume
@@ -85,10 +84,13 @@ class Driver:
             stage = self.spec.recipe[index]
             self.metrics.stage(stage.stage)
             self.run.journal("stage_started", index=index, stage=stage.stage, done=self.stage_done)
-            if isinstance(stage, PretrainStage):
-                self._pretrain(stage)
-            elif isinstance(stage, RLStage):
+            self._begin(stage)
+            if isinstance(stage, Supervised):
+                self._teach(stage)
+            elif isinstance(stage, Budgeted):
                 self._reinforce(stage)
+            elif isinstance(stage, MergeStage):
+                self._finish_stage()
             elif isinstance(stage, EvaluateStage):
                 self._evaluate()
         self._learner("export", str(self.run.models / "policy"))
@@ -100,30 +102,9 @@ class Driver:
         write_atomically(self.run.path / "summary.json", json.dumps(result, indent=1))
         return result
 
-    def _pretrain(self, stage: PretrainStage) -> None:
-        self.display.stage("pretrain", stage.steps, "steps", self.stage_done)
-        chunk, since = 5, self.stage_done
-        while self.stage_done < stage.steps:
-            self._check_stop()
-            count = min(chunk, stage.steps - self.stage_done, self.spec.run.checkpoint_every_steps)
-            began = time.perf_counter()
-            steps = range(self.stage_done, self.stage_done + count)
-            figures = self._learner("pretrain", stage, steps, self.spec.run.seed)[0]
-            elapsed = time.perf_counter() - began
-            self.counters.pretrain_s += elapsed
-            chunk = max(1, round(count * PRETRAIN_CHUNK_S / elapsed))
-            self.stage_done += count
-            self.display.advance(self.stage_done, loss=figures["loss"])
-            if self.stage_done - since >= self.spec.run.checkpoint_every_steps and self.stage_done < stage.steps:
-                since = self.stage_done
-                self._checkpoint()
-        self.version += 1
-        self._learner("reset_optimizer")
-        self._finish_stage()
-
-    def _reinforce(self, stage: RLStage) -> None:
+    def _reinforce(self, stage: Budgeted) -> None:
         self._take_reference()
-        self.display.stage("rl", stage.epochs, "epochs", self.stage_done)
+        self.display.stage(stage.stage, stage.epochs, "epochs", self.stage_done)
         self.clock = Stopwatch()
         exhausted = False
         while self.stage_done < stage.epochs and not exhausted:
@@ -133,18 +114,17 @@ class Driver:
             over = exhausted or self.stage_done == stage.epochs
             if not over and self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
                 self._checkpoint()
+        self._finish_update()
         self._finish_stage()
 
     def _take_reference(self) -> None:
         """The policy that the stage begins with is what divergences are measured from, also after a resume."""
         if self.spec.learner.objective.kl == "none":
             return
-        path = self.run.models / f"reference-{self.stage_index}"
-        if not path.is_dir():
-            beside = path.with_name(f".{path.name}")
-            self._learner("export", str(beside))
-            beside.rename(path)
-        self._learner("refer_to", str(path))
+        name = f"reference-{self.stage_index}"
+        if not (self.run.models / name).is_dir():
+            self.run.add_model(name, lambda directory: self._learner("export", str(directory)))
+        self._learner("refer_to", str(self.run.models / name))
 
     def _evaluate(self) -> None:
         spec = self.spec.evaluation
@@ -171,7 +151,7 @@ class Driver:
     def _finish_stage(self) -> None:
         """The position moves behind the stage before the checkpoint, so that a resumed run does not repeat it."""
         self.run.journal("stage_finished", index=self.stage_index)
-        self.stage_index, self.stage_done = self.stage_index + 1, 0
+        self.stage_index, self.stage_done, self.begun = self.stage_index + 1, 0, False
         self._checkpoint()
 
     # One epoch.
@@ -251,10 +231,11 @@ class Driver:
         """Have the learner work on a batch; on an empty one it has nothing to do."""
         import ray
 
-        spec = self.spec.learner
-        rate = learning_rate(spec.learning_rate, spec.schedule, epoch, self.spec.rl_epochs, spec.warmup_epochs)
-        stored = ray.put(batch)
-        calls = [rank.update.remote(stored, rate) for rank in self.actors.ranks] if batch else []
+        calls = []
+        if batch or self._has_sft_half():
+            method, *args = self._update_call()
+            stored = ray.put(batch)
+            calls = [getattr(rank, method).remote(stored, *args) for rank in self.actors.ranks]
         return _Update(epoch, groups, batch, budget, self.clock.laps, calls)
 
     def _finish_update(self) -> None:
@@ -276,16 +257,12 @@ class Driver:
             self._report_dropped(done)
 
     def _report_dropped(self, update: "_Update") -> None:
-        path, limit = self.run.save_dropped(update.epoch, update.batch), self.spec.limits.dropped_updates
+        path = self.run.save_dropped(update.epoch, update.batch)
         self.run.journal("update_dropped", epoch=update.epoch, batch=str(path.relative_to(self.run.path)))
         self.display.note(
             f"epoch {update.epoch}: the loss was not finite, the step was dropped; its batch is in {path}"
         )
-        if self.counters.updates_dropped > limit:
-            raise RunFailed(
-                f"{self.counters.updates_dropped} optimizer steps had a loss or gradient that is not finite, and "
-                f"limits.dropped_updates = {limit}; the last batch is in {path}"
-            )
+        self._check_dropped(f"the last batch is in {path}")
 
     def _serve_current_weights(self) -> None:
         """Publish the learner's weights unless every engine has them; no engine gets work under another version."""
@@ -301,8 +278,9 @@ class Driver:
     def _record(self, update: "_Update", figures: dict) -> None:
         """The epoch is over: its row of metrics, the display, the counters."""
         self.counters.add_laps(update.laps)
+        stage = self.spec.recipe[self.stage_index].stage
         row = metrics_row(
-            "rl", update.epoch, update.groups, self.pools.train, figures, update.budget, self.version, update.laps
+            stage, update.epoch, update.groups, self.pools.train, figures, update.budget, self.version, update.laps
         )
         row |= self.bubbles.report()
         self.counters.add_report(row)
@@ -312,6 +290,14 @@ class Driver:
             self.stage_done + 1, epoch=update.epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],
             effective_share=row["effective_share"], tokens_per_s=row["time"]["tokens_per_s"],
         )  # fmt: skip
+
+    def _check_dropped(self, where: str) -> None:
+        dropped, limit = self.counters.updates_dropped, self.spec.limits.dropped_updates
+        if dropped > limit:
+            raise RunFailed(
+                f"{dropped} optimizer steps had a loss or gradient that is not finite, and limits.dropped_updates = "
+                f"{limit}; {where}"
+            )
 
     # Checkpoints.
 
@@ -324,6 +310,7 @@ class Driver:
         manifest = {
             "stage_index": self.stage_index,
             "stage_done": self.stage_done,
+            "begun": self.begun,
             "epoch": self.epoch,
             "held_from": self.held[0].epoch if self.held else self.epoch,
             "weight_version": self.version,
@@ -361,6 +348,7 @@ class Driver:
             self._allocator("load_state_dict", load_state(path / "allocator.safetensors"))
         self.bubbles.load(path)
         self.stage_index, self.stage_done = manifest["stage_index"], manifest["stage_done"]
+        self.begun = manifest["begun"]
         self.epoch, self.version = manifest["epoch"], manifest["weight_version"]
         stored = [self.run.load_groups(epoch) for epoch in range(manifest["held_from"], self.epoch)]
         self.held = [group for groups, _ in filter(None, stored) for group in groups]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from actors.seeds import derive_seed
@@ -22,6 +23,7 @@ from cluster.metrics import Metrics
 from cluster.placement import Cluster
 from cluster.remarks import objective_remarks
 from cluster.spec import Spec, dump_spec, load_spec
+from cluster.stages import check_solutions, check_starts
 from trainer.models import load_tokenizer, prepare_model
 from trainer.tasks import Pools, build_pools
 from trainer.types import BadInput
@@ -67,6 +69,8 @@ class Prepared:
         longest = spec.model.context_tokens - spec.rollout.max_response_tokens
         tokenizer = load_tokenizer(Path(self.model_dir))
         self.pools: Pools = build_pools(spec.task, tokenizer, longest)
+        check_solutions(spec, self.pools.train, tokenizer)
+        check_starts(spec, run, AutoConfig.from_pretrained(self.model_dir))
         self.head_dir = prepare_head(spec, Path(self.model_dir), self.pools, tokenizer, start)
 
 

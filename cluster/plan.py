@@ -15,7 +15,8 @@ from cluster.capacity import lacks, nodes_of
 from cluster.memory import Share, estimate, host_bytes
 from cluster.remarks import objective_remarks
 from cluster.spec import Spec
-from trainer.spec import EvaluateStage, PretrainStage, TaskSpec
+from trainer.spec import EvaluateStage, TaskSpec
+from trainer.stages import MergeStage, ParallelStage, PretrainStage, RLStage, SftStage, Stage
 
 if TYPE_CHECKING:
     from trainer.tasks import Pools
@@ -51,6 +52,8 @@ class Plan:
     name: str
     run_dir: str
     stages: list[str]
+    recipe: list[str]
+    """What each stage does, in words."""
     prompts: dict[str, dict[str, int]]
     """Family to `train` and `heldout`."""
     budget: BudgetPlan | None
@@ -73,9 +76,11 @@ class Plan:
 def make_plan(spec: Spec) -> Plan:
     """Raises BadInput when the task cannot be built."""
     model_dir = _local_model(spec)
-    prompts, remarks = _count_prompts(spec, model_dir)
+    prompts, solutions, remarks = _count_prompts(spec, model_dir)
+    _check_starts(spec, model_dir)
     _check_drafter(spec, model_dir)
-    budget = _budget(spec, sum(counts["train"] for counts in prompts.values()))
+    questions = sum(counts["train"] for counts in prompts.values())
+    budget = _budget(spec, questions)
     parameters = _parameters(spec, model_dir)
     memory = estimate(spec, parameters) if parameters else []
     if not parameters:
@@ -86,11 +91,11 @@ def make_plan(spec: Spec) -> Plan:
         name=spec.run.name,
         run_dir=str(spec.run_dir),
         stages=[stage.stage for stage in spec.recipe],
+        recipe=[_in_words(stage, spec, questions, solutions) for stage in spec.recipe],
         prompts=prompts,
         budget=budget,
         evaluation_rollouts=evaluations * heldout * spec.evaluation.samples_per_prompt,
-        optimizer_steps=sum(stage.steps for stage in spec.recipe if isinstance(stage, PretrainStage))
-        + spec.rl_epochs * spec.learner.minibatches * spec.learner.passes,
+        optimizer_steps=sum(_steps(stage, spec, questions, solutions) for stage in spec.recipe),
         bundles=bundles(spec),
         parameters=parameters,
         memory=memory,
@@ -98,6 +103,43 @@ def make_plan(spec: Spec) -> Plan:
         lacks=_lacks(spec, host_bytes(memory)),
         remarks=remarks + _budget_remarks(spec, budget) + objective_remarks(spec),
     )
+
+
+def _steps(stage: Stage, spec: Spec, questions: int, solutions: int) -> int:
+    """Optimizer steps of a stage, at most; `questions` and their `solutions` are those of the training pool."""
+    if isinstance(stage, PretrainStage):
+        return stage.steps
+    if isinstance(stage, SftStage):
+        from trainer.solutions import sft_steps
+
+        return sft_steps(stage, questions, solutions)
+    if isinstance(stage, RLStage):
+        return stage.epochs * spec.learner.minibatches * spec.learner.passes
+    if isinstance(stage, ParallelStage):
+        own = 0 if stage.combine == "sum_losses" else 1
+        return stage.epochs * (spec.learner.minibatches * spec.learner.passes + own)
+    return 0
+
+
+def _in_words(stage: Stage, spec: Spec, questions: int, solutions: int) -> str:
+    """One line about a stage."""
+    if isinstance(stage, EvaluateStage):
+        return stage.stage
+    if isinstance(stage, MergeStage):
+        shares = [f"{share:g} x {path}" for share, path in zip(stage.weights, stage.models, strict=True)]
+        return f"merge: {' + '.join(shares)}"
+    steps = f"{_steps(stage, spec, questions, solutions):,} steps"
+    if isinstance(stage, PretrainStage):
+        text = f"{steps} of {stage.batch_examples:,} examples, mixture {stage.mixture or 'of equal shares'}"
+        if stage.checkpoint_tokens:
+            text += f", exports at {', '.join(f'{mark:,}' for mark in stage.checkpoint_tokens)} tokens"
+    elif isinstance(stage, SftStage):
+        text = f"{steps} of {stage.batch_examples:,} examples, {stage.solutions} of the reference solutions"
+    elif isinstance(stage, ParallelStage):
+        text = f"{stage.epochs:,} epochs, {stage.combine} with {stage.sft.batch_examples:,} solutions per update"
+    else:
+        text = f"{stage.epochs:,} epochs"
+    return f"{stage.stage}: {text}" + (f", from {stage.start}" if stage.start else "")
 
 
 def _budget(spec: Spec, prompts: int) -> BudgetPlan | None:
@@ -138,8 +180,12 @@ def _budget_remarks(spec: Spec, budget: BudgetPlan | None) -> list[str]:
     return remarks
 
 
-def _count_prompts(spec: Spec, model_dir: Path | None) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Prompts by family, and remarks on what was not checked. Raises BadInput for anything wrong with the task."""
+def _count_prompts(spec: Spec, model_dir: Path | None) -> tuple[dict[str, dict[str, int]], int, list[str]]:
+    """Prompts by family, reference solutions of the training prompts, and remarks on what was not checked.
+
+    Raises BadInput for anything wrong with the task.
+    """
+    from trainer.solutions import count_solutions
     from trainer.tasks import family_of
     from trainer.verifiers import Grader
 
@@ -158,19 +204,22 @@ def _count_prompts(spec: Spec, model_dir: Path | None) -> tuple[dict[str, dict[s
         remarks.append(f"of each pool of a source only the first {MOST_GENERATED:,} prompts were generated and checked")
     train, heldout = (Counter(prompt.family for prompt in pool) for pool in (pools.train, pools.heldout))
     train, heldout = train + unchecked["train"], heldout + unchecked["heldout"]
-    return {f: {"train": train[f], "heldout": heldout[f]} for f in sorted(train | heldout)}, remarks
+    counts = {f: {"train": train[f], "heldout": heldout[f]} for f in sorted(train | heldout)}
+    return counts, count_solutions(pools.train) + unchecked["train"].total(), remarks
 
 
 def _pools(spec: Spec, task: TaskSpec, model_dir: Path | None) -> "tuple[Pools, list[str]]":
     """The pools as the run would build them, as far as the model's tokenizer is at hand."""
+    from cluster.stages import check_solutions
     from trainer.models import character_tokenizer, load_tokenizer
     from trainer.tasks import build_pools
 
     room = spec.model.context_tokens - spec.rollout.max_response_tokens
-    if spec.model.source == "tiny":
-        return build_pools(task, character_tokenizer(spec.model.context_tokens), room), []
-    if model_dir:
-        return build_pools(task, load_tokenizer(model_dir), room), []
+    if spec.model.source == "tiny" or model_dir:
+        tokenizer = load_tokenizer(model_dir) if model_dir else character_tokenizer(spec.model.context_tokens)
+        pools = build_pools(task, tokenizer, room)
+        check_solutions(spec, pools.train, tokenizer)
+        return pools, []
     # Any tokenizer will do to read the sources; a template stands in for the chat template that is not here.
     task.template, task.system_prompt = task.template or "{question}", None
     pools = build_pools(task, character_tokenizer(ANY_LENGTH), ANY_LENGTH)
@@ -185,6 +234,21 @@ def _local_model(spec: Spec) -> Path | None:
     if not (source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).is_dir()):
         return None
     return prepare_model(spec.model, spec.run_dir, spec.run.seed, "float32")  # of a directory it only checks the files
+
+
+def _check_starts(spec: Spec, model_dir: Path | None) -> None:
+    """Raises BadInput where a stage starts from weights that are not there or do not fit the model."""
+    from transformers import AutoConfig
+
+    from cluster.checkpoint import RunDirectory
+    from cluster.stages import check_starts
+    from trainer.models import tiny_config
+
+    if model_dir:
+        config = AutoConfig.from_pretrained(model_dir)
+    else:
+        config = tiny_config(spec.model.tiny, spec.model.context_tokens) if spec.model.source == "tiny" else None
+    check_starts(spec, RunDirectory(spec.run_dir), config)
 
 
 def _check_drafter(spec: Spec, model_dir: Path | None) -> None:

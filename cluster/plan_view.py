@@ -19,7 +19,8 @@ def show(plan: Plan, console: Console | None = None) -> None:
     console.print()
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
-    for name, text in (*_budget_facts(plan), *_cluster_facts(plan)):
+    stages = [(f"stage {index}", text) for index, text in enumerate(plan.recipe)]
+    for name, text in (*stages, *_budget_facts(plan), *_cluster_facts(plan)):
         facts.add_row(f"  {name}", Text(text))
     console.print(facts)
     console.print()

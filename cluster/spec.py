@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from actors.spec import RolloutSpec
 from allocator.spec import AllocatorSpec
 from drafter.spec import DrafterSpec
-from trainer.spec import EvaluationSpec, LearnerSpec, ModelSpec, PathText, RLStage, Section, Stage, TaskSpec
+from trainer.spec import EvaluationSpec, LearnerSpec, ModelSpec, PathText, Section, TaskSpec
+from trainer.stages import Budgeted, Stage, check_mixtures, check_recipe
 from trainer.types import BadInput
 
 LONGEST_WAIT_S = 7 * 24 * 3600
@@ -36,7 +37,7 @@ class RunSpec(Section):
     checkpoint_every_epochs: int = Field(default=10, ge=1)
     """RL epochs between checkpoints; resume replays the epochs since the newest one from their stored rollouts."""
     checkpoint_every_steps: int = Field(default=500, ge=1)
-    """Pre-training steps between checkpoints."""
+    """Steps of pretrain and sft stages between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
 
@@ -86,7 +87,7 @@ class Spec(Section):
     recipe: list[Stage] = Field(min_length=1)
     """Stages in order."""
     allocator: AllocatorSpec | None = None
-    """Needed by `rl` stages."""
+    """Needed by `rl` and `parallel` stages."""
     rollout: RolloutSpec
     learner: LearnerSpec = LearnerSpec()
     drafter: DrafterSpec = DrafterSpec()
@@ -100,21 +101,24 @@ class Spec(Section):
 
     @property
     def rl_epochs(self) -> int:
-        """Epochs of all rl stages together (K in CERO)."""
-        return sum(stage.epochs for stage in self.recipe if isinstance(stage, RLStage))
+        """Epochs of all rl and parallel stages together (K in CERO)."""
+        return sum(stage.epochs for stage in self.recipe if isinstance(stage, Budgeted))
 
     @model_validator(mode="after")
     def _stages_have_what_they_need(self) -> Self:
         kinds = [stage.stage for stage in self.recipe]
-        if "rl" in kinds and self.allocator is None:
+        budgeted = next((kind for kind in ("rl", "parallel") if kind in kinds), None)
+        if budgeted and self.allocator is None:
+            article = "an" if budgeted == "rl" else "a"
             raise ValueError(
-                "recipe has an rl stage, so the spec needs an allocator section with budget_rollouts or budget_tokens"
+                f"recipe has {article} {budgeted} stage, so the spec needs an allocator section with budget_rollouts "
+                "or budget_tokens"
             )
         heldout = [s.heldout_prompts or getattr(s, "heldout_path", None) for s in self.task.sources]
         if "evaluate" in kinds and not any(heldout):
             raise ValueError("recipe has an evaluate stage, but no task source holds out any prompts (heldout_prompts)")
-        if "pretrain" in kinds and not any(s.kind == "reasoning_gym" for s in self.task.sources):
-            raise ValueError("recipe has a pretrain stage, but only reasoning_gym sources can generate worked examples")
+        check_mixtures(self.task)
+        check_recipe(self.recipe, self.task)
         return self
 
     @model_validator(mode="after")

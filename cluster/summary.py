@@ -32,6 +32,9 @@ class Counters:
     publish_s: float = 0.0
     other_s: float = 0.0
     pretrain_s: float = 0.0
+    pretrain_tokens: int = 0
+    """Tokens of the worked examples that the pretrain stages have seen."""
+    sft_s: float = 0.0
     evaluate_s: float = 0.0
     idle_s: float = 0.0
     """Seconds in which rollout workers had nothing to generate while a rollout phase went on, and of these, by
@@ -171,6 +174,7 @@ def summary(
             "tokens": counters.tokens,
             "lost": sampled_rollouts - counters.rollouts,
         },
+        "pretrain_tokens": counters.pretrain_tokens,
         "evaluation": {
             "before": evaluations[0] if evaluations else None,
             "after": evaluations[-1] if evaluations else None,
@@ -183,6 +187,7 @@ def summary(
             "publish_s": counters.publish_s,
             "other_s": counters.other_s,
             "pretrain_s": counters.pretrain_s,
+            "sft_s": counters.sft_s,
             "evaluate_s": counters.evaluate_s,
             "tokens_per_s": counters.tokens / rl_s if rl_s else 0.0,
         },

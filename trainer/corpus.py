@@ -1,20 +1,24 @@
-"""Worked examples for the `pretrain` stage: generated problems with their answers, a share of the answers corrupted.
+"""Worked examples for the `pretrain` stage: problems with their answers, a share of the answers corrupted.
 
-Every batch is a function of (seed, step): a resumed stage sees the examples that the lost one would have seen. The
-problems have generator seeds of their own and never ask a held-out question. A noisy corpus leaves a skill latent but
-unreliable, as web text does, which is what reinforcement learning can then sharpen.
+Every batch is a function of (seed, step): a resumed stage sees the examples that the lost one would have seen.
+Generated problems have generator seeds of their own; no example asks a held-out question. A noisy corpus leaves a skill
+latent but unreliable, as web text does, which is what reinforcement learning can then sharpen.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from math import floor
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from trainer.sources import SHARD, Problem, gym_problems
-from trainer.spec import ReasoningGymSource, TaskSpec
-from trainer.tasks import PromptEncoder, family_of, token_ids
+from trainer.solutions import shuffled
+from trainer.sources import SHARD, JsonlReader, Problem, gym_problems
+from trainer.spec import JsonlSource, ReasoningGymSource, TaskSpec, family_of, gives_examples
+from trainer.tasks import PromptEncoder, token_ids
 from trainer.types import BadInput, Prompt
 
 Example = tuple[list[int], int]
@@ -28,36 +32,72 @@ SECOND_ERROR_SHARE = 0.25
 """Corrupted answers with two wrong characters instead of one."""
 
 
-class Corpus:
-    """Examples of the task's reasoning_gym sources, every family with an equal share of each batch."""
+class _Stream(Protocol):
+    def example(self, position: int) -> Example: ...
 
-    def __init__(self, task: TaskSpec, tokenizer: Any, heldout: list[Prompt], seed: int) -> None:
-        """Raises BadInput when the task has no reasoning_gym source."""
-        families: dict[str, list[_SourceStream]] = {}
+
+class Corpus:
+    """Worked examples of the task's families in the shares of a mixture."""
+
+    def __init__(
+        self, task: TaskSpec, tokenizer: Any, heldout: list[Prompt], seed: int, mixture: str | None = None
+    ) -> None:
+        """`mixture`: a name in `task.mixtures`; None gives every family an equal share.
+
+        Raises BadInput when no source gives worked examples, or a file of them cannot be read.
+        """
+        families: dict[str, list[_Stream]] = {}
         encode = PromptEncoder(task, tokenizer)
+        excluded = {prompt.question for prompt in heldout}
         for index, source in enumerate(task.sources):
-            if source.kind == "reasoning_gym":
-                family = family_of(source)
-                excluded = {prompt.question for prompt in heldout}
-                stream = _SourceStream(source, index, encode, excluded, seed)
-                families.setdefault(family, []).append(stream)
+            if gives_examples(source):
+                streams = families.setdefault(family_of(source), [])
+                if source.kind == "reasoning_gym":
+                    streams.append(_GymStream(source, index, encode, excluded, seed))
+                else:
+                    streams.append(_JsonlStream(source, index, encode, excluded, seed))
         if not families:
-            raise BadInput("task.sources: the pretrain stage needs a reasoning_gym source to generate worked examples")
-        self._families = list(families.values())
+            raise BadInput(
+                "task.sources: the pretrain stage needs worked examples: a reasoning_gym source, or a jsonl source "
+                "with a solutions_field"
+            )
+        shares = dict.fromkeys(families, 1.0) if mixture is None else task.mixtures[mixture]
+        self._shares = {family: share for family, share in shares.items() if share}
+        self._families = families
 
     def batch(self, step: int, n: int) -> list[Example]:
-        """The `n` examples of a step; families differ by one example at most, and which has it changes every step."""
-        per_family = -(-n // len(self._families))
+        """The `n` examples of a step; over all steps every family has its share as nearly as whole examples can."""
         examples = []
-        for slot in range(n):
-            streams = self._families[(slot + step) % len(self._families)]
-            turn = step * per_family + slot // len(self._families)
+        for family, turn in seats(self._shares, step * n, n):
+            streams = self._families[family]
             examples.append(streams[turn % len(streams)].example(turn // len(streams)))
         return examples
 
 
-class _SourceStream:
-    """The examples of one source by position, made a shard at a time."""
+def seats(shares: Mapping[str, float], taken: int, n: int) -> Iterator[tuple[str, int]]:
+    """Seats `taken` to `taken + n - 1` of the endless row that gives every family its share: (family, how many it has).
+
+    Webster's method: the next seat goes to the largest share / (2 x seats so far + 1), ties to the first. Its counts
+    never fall as the row grows, and a prefix can be had at once: all seats with a quotient above a bound.
+    """
+    total = sum(map(Fraction, shares.values()))
+    parts = {family: Fraction(share) / total for family, share in shares.items()}
+    bound = max(taken - Fraction(len(parts), 2), Fraction(0))  # rounding adds half a seat each at most
+    have = {family: floor(part * bound + Fraction(1, 2)) for family, part in parts.items()}
+
+    def give() -> tuple[str, int]:
+        family = max(parts, key=lambda name: parts[name] / (2 * have[name] + 1))
+        have[family] += 1
+        return family, have[family] - 1
+
+    for _ in range(taken - sum(have.values())):
+        give()
+    for _ in range(n):
+        yield give()
+
+
+class _GymStream:
+    """The examples of a generator by position, made a shard at a time."""
 
     def __init__(
         self, source: ReasoningGymSource, index: int, encode: PromptEncoder, excluded: set[str], seed: int
@@ -99,6 +139,30 @@ class _SourceStream:
             (np.array(prompt + answer + end, dtype=np.int32), len(prompt))
             for prompt, answer in zip(prompt_ids, answer_ids, strict=True)
         ]
+
+
+class _JsonlStream:
+    """The training lines of a file by position, shuffled anew in every pass, each with any one of its solutions."""
+
+    def __init__(self, source: JsonlSource, index: int, encode: PromptEncoder, excluded: set[str], seed: int) -> None:
+        self._source, self._index, self._encode, self._seed = source, index, encode, seed
+        self._order = int.from_bytes(_digest(seed, index))
+        field = f"task.sources.{index}"
+        self._problems = [p for p in JsonlReader(source, field, set()).worked() if p.question not in excluded]
+        if not self._problems:
+            raise BadInput(f"{field}: {source.path} gives no worked examples: all its problems are held out")
+        self._prompts = encode([problem.question for problem in self._problems])
+
+    def example(self, position: int) -> Example:
+        rng = Random(_digest(self._seed, self._index, position))
+        turn, offset = divmod(position, len(self._problems))
+        row = int(shuffled(len(self._problems), self._order, turn)[offset])
+        solution = rng.choice(self._problems[row].solutions)
+        if rng.random() < self._source.corrupted_share:
+            solution = corrupted(solution, rng)
+        prompt, tokenizer = self._prompts[row], self._encode.tokenizer
+        (answer,) = token_ids(tokenizer, [solution], add_special_tokens=False)
+        return [*prompt, *answer, tokenizer.eos_token_id], len(prompt)
 
 
 def corrupted(answer: str, rng: Random) -> str:

@@ -28,6 +28,8 @@ class Problem:
     answer: str
     entry: dict[str, Any] | None = None
     """The reasoning-gym entry."""
+    solutions: tuple[str, ...] = ()
+    """Reference solutions, whole texts; without any the answer is the only one."""
 
     def stored_entry(self) -> str:
         """The entry as JSON, empty without one."""
@@ -177,6 +179,10 @@ class JsonlReader:
         path = self.source.heldout_path or self.source.path
         return self._new(self._heldout, self.source.heldout_prompts, f"{self.field}.heldout_prompts: {path}")
 
+    def worked(self) -> list[Problem]:
+        """Every training line, also those beyond `train_prompts`."""
+        return self._train
+
     def train(self) -> list[Problem]:
         wanted = self.source.train_prompts
         return self._new(self._train, wanted or 1, f"{self.field}.train_prompts: {self.source.path}")[:wanted]
@@ -209,6 +215,7 @@ class JsonlReader:
             raise BadInput(f"{place}: must be a JSON object, not {type(record).__name__}")
         question = self._text(record, self.source.question_field, place)
         answer = self._text(record, self.source.answer_field, place)
+        solutions = self._solutions(record, place) if self.source.solutions_field else (answer,)
         if self._pattern:
             found = _first_group(self._pattern, answer)
             if found is None:
@@ -218,7 +225,15 @@ class JsonlReader:
             raise BadInput(f"{place}: answer {answer!r} is not a number, as verifier `numeric` needs")
         if self.source.verifier == "math" and not parse_math(answer):
             raise BadInput(f"{place}: math-verify cannot read the answer {answer!r}; verifier `exact` compares text")
-        return Problem(question, answer)
+        return Problem(question, answer, solutions=solutions)
+
+    def _solutions(self, record: dict, place: str) -> tuple[str, ...]:
+        field = self.source.solutions_field
+        value = record.get(field)
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts or not all(map(_is_text, texts)):
+            raise BadInput(f"{place}: {field!r} must be a text or a list of texts, not {value!r}")
+        return tuple(text.strip() for text in texts)
 
     def _text(self, record: dict, field: str, place: str) -> str:
         if field not in record:
@@ -226,9 +241,13 @@ class JsonlReader:
         value = record[field]
         if field == self.source.answer_field and _is_number(value):
             return str(value)
-        if not isinstance(value, str) or not value.strip() or _SURROGATE.search(value):
+        if not _is_text(value):
             raise BadInput(f"{place}: {field!r} must be a text, not {value!r}")
         return value.strip() if field == self.source.answer_field else value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not _SURROGATE.search(value)
 
 
 def _is_number(value: Any) -> bool:

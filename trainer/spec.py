@@ -1,5 +1,6 @@
-"""The spec sections of the learning room: `model`, `task`, `recipe`, `learner`, `evaluation`."""
+"""The spec sections of the learning room: `model`, `task`, `learner`, `evaluation`; `recipe` is in trainer.stages."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -54,8 +55,8 @@ class ReasoningGymSource(Section):
     """Name of the family in metrics; the generator's name if not given."""
     config: dict[str, Any] = {}
     """Configuration passed to the generator (not its size and seed)."""
-    train_prompts: int = Field(gt=0, le=10_000_000)
-    """Distinct prompts in the training pool."""
+    train_prompts: int = Field(ge=0, le=10_000_000)
+    """Distinct prompts in the training pool; 0 for a family that is only pre-trained on."""
     heldout_prompts: int = Field(default=0, ge=0, le=1_000_000)
     """Distinct prompts kept for evaluation; none of them is in the training pool."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -84,6 +85,11 @@ class JsonlSource(Section):
     """Key of the reference answer."""
     answer_pattern: str | None = None
     """Regular expression; where given, its first group in the answer field is the reference answer."""
+    solutions_field: str | None = None
+    """Key of the reference solutions, a text or a list of texts; without one the whole answer field is the only one.
+    With one a `pretrain` stage takes worked examples from the training lines."""
+    corrupted_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the solutions that a `pretrain` stage corrupts, as for reasoning_gym; needs `solutions_field`."""
     verifier: Literal["exact", "numeric", "math"] = "math"
     """How a response is compared with the answer: same text, last number in the response, or math-verify."""
     train_prompts: int | None = Field(default=None, gt=0, le=10_000_000)
@@ -91,8 +97,24 @@ class JsonlSource(Section):
     heldout_prompts: int = Field(default=0, ge=0, le=1_000_000)
     """Lines held out for evaluation."""
 
+    @model_validator(mode="after")
+    def _corrupts_what_it_gives(self) -> Self:
+        if self.corrupted_share and self.solutions_field is None:
+            raise ValueError("corrupted_share needs a solutions_field: without one nothing is pre-trained on")
+        return self
+
 
 Source = Annotated[ReasoningGymSource | JsonlSource, Field(discriminator="kind")]
+
+
+def family_of(source: ReasoningGymSource | JsonlSource) -> str:
+    """The family's name in metrics."""
+    return source.family or (source.generator if source.kind == "reasoning_gym" else Path(source.path).stem)
+
+
+def gives_examples(source: ReasoningGymSource | JsonlSource) -> bool:
+    """Whether a `pretrain` stage can take worked examples from the source."""
+    return source.kind == "reasoning_gym" or source.solutions_field is not None
 
 
 class TaskSpec(Section):
@@ -102,6 +124,8 @@ class TaskSpec(Section):
     """Plain prompt template with `{question}` in it; without one the tokenizer's chat template is used."""
     system_prompt: str | None = None
     """System message of the chat template."""
+    mixtures: dict[str, dict[str, float]] = {}
+    """Named data mixtures of `pretrain` stages: family to its share of the examples, relative to the others."""
     reward: str | None = None
     """`module:function` of your own reward, called as f(question=, answer=, response=) -> float in [0, 1]; without one
     the source's verifier gives 1 or 0."""
@@ -113,36 +137,11 @@ class TaskSpec(Section):
         return self
 
 
-class PretrainStage(Section):
-    """Next-token training on worked examples of the task's reasoning_gym sources, part of them corrupted."""
-
-    stage: Literal["pretrain"]
-    """Selects this stage."""
-    steps: int = Field(gt=0, le=10_000_000)
-    """Optimizer steps."""
-    batch_examples: int = Field(default=256, gt=0, le=1_000_000)
-    """Worked examples per step."""
-    learning_rate: float = Field(default=2e-3, gt=0, le=1)
-    """Peak learning rate; linear warm-up over the first 5 % of the steps, then cosine to a tenth."""
-
-
-class RLStage(Section):
-    """Reinforcement learning under the allocator's budget."""
-
-    stage: Literal["rl"]
-    """Selects this stage."""
-    epochs: int = Field(gt=0, le=1_000_000)
-    """Decisions of the allocator (K in CERO); the stage ends earlier if the budget is spent."""
-
-
 class EvaluateStage(Section):
     """pass@1 and pass@k on the held-out prompts."""
 
     stage: Literal["evaluate"]
     """Selects this stage."""
-
-
-Stage = Annotated[PretrainStage | RLStage | EvaluateStage, Field(discriminator="stage")]
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

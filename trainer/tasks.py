@@ -8,11 +8,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trainer.sources import GymReader, JsonlReader, Problem
-from trainer.spec import JsonlSource, ReasoningGymSource, TaskSpec
+from trainer.spec import TaskSpec, family_of
 from trainer.types import BadInput, Prompt
 
 
@@ -42,11 +41,6 @@ def build_pools(task: TaskSpec, tokenizer: Any, max_prompt_tokens: int) -> Pools
         ]
 
     return Pools(train=prompts(train), heldout=prompts(heldout))
-
-
-def family_of(source: ReasoningGymSource | JsonlSource) -> str:
-    """The family's name in metrics."""
-    return source.family or (source.generator if source.kind == "reasoning_gym" else Path(source.path).stem)
 
 
 class PromptEncoder:
@@ -97,7 +91,10 @@ def _prompts(
                 f"task.sources.{index} ({family}): prompt {digest} has {len(ids)} tokens, more than the "
                 f"{max_prompt_tokens} that model.context_tokens leaves beside the response: {problem.question[:80]!r}"
             )
-        yield Prompt(digest, family, problem.question, problem.answer, tuple(ids), index, problem.stored_entry())
+        yield Prompt(
+            digest, family, problem.question, problem.answer, tuple(ids), index, problem.stored_entry(),
+            problem.solutions,
+        )  # fmt: skip
 
 
 def _reader(task: TaskSpec, index: int, seen: set[str]) -> "GymReader | JsonlReader":

@@ -24,6 +24,8 @@ class Prompt:
     """Index into the spec's task.sources."""
     entry: str = ""
     """What the source's scorer needs beside the answer (JSON of the reasoning-gym entry)."""
+    solutions: tuple[str, ...] = ()
+    """Reference solutions, whole texts; without any the answer is the only one."""
 
 
 @dataclass(frozen=True, slots=True)

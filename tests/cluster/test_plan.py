@@ -248,3 +248,25 @@ def test_a_person_reads_the_same_numbers(capsys):
 def test_gib():
     assert gib(3 * 2**29) == "1.50 GiB"
     assert gib(5 * MIB) == "5.0 MiB"
+
+
+def test_a_recipes_stages_are_told_in_words_and_their_steps_counted():
+    sft = {"batch_examples": 16, "learning_rate": 1e-3}
+    recipe = [
+        {"stage": "pretrain", "steps": 10, "checkpoint_tokens": [1000]},
+        {"stage": "sft", "epochs": 2, "batch_examples": 16, "start": "models/tokens-1000"},
+        {"stage": "parallel", "epochs": 6, "sft": sft},
+        {"stage": "merge", "models": ["models/tokens-1000"] * 2, "weights": [0.5, 0.5]},
+    ]
+    plan = make_plan(spec_with(recipe=recipe))
+    assert plan.optimizer_steps == 10 + 2 * 48 // 16 + 6 * (2 + 1)
+    assert plan.recipe[0] == "pretrain: 10 steps of 256 examples, mixture of equal shares, exports at 1,000 tokens"
+    assert plan.recipe[1].startswith("sft: 6 steps of 16 examples")
+    assert plan.recipe[1].endswith("from models/tokens-1000")
+    assert plan.recipe[3] == "merge: 0.5 x models/tokens-1000 + 0.5 x models/tokens-1000"
+
+
+def test_a_start_that_is_not_there_is_found_before_anything_starts(tmp_path):
+    stage = {"stage": "rl", "epochs": 6, "start": str(tmp_path / "gone")}
+    with pytest.raises(BadInput, match=r"recipe\.0\.start: .*gone: no such directory"):
+        make_plan(spec_with(recipe=[stage]))

@@ -1,5 +1,6 @@
 """The worked examples of `pretrain`: right, or corrupted at the asked share; a function of (seed, step)."""
 
+import json
 from collections import Counter
 from random import Random
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.corpus import Corpus, corrupted
+from trainer.corpus import Corpus, corrupted, seats
 from trainer.models import character_tokenizer
 from trainer.spec import TaskSpec
 from trainer.tasks import build_pools
@@ -108,3 +109,44 @@ def test_a_generator_whose_problems_are_all_held_out_is_refused():
     everything = build_pools(task, TOKENIZER, 60)
     with pytest.raises(BadInput, match=r"task\.sources\.0: chain_sum gives no worked examples"):
         Corpus(task, TOKENIZER, everything.heldout + everything.train, 0).batch(0, 1)
+
+
+def mixed(mixture, *sources):
+    task = TaskSpec.model_validate({"sources": sources, "template": "{question}=", "mixtures": {"m": mixture}})
+    return Corpus(task, TOKENIZER, build_pools(task, TOKENIZER, 60).heldout, 0, "m")
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(any), st.integers(0, 400), st.integers(0, 30))
+def test_seats_asked_for_anywhere_are_those_of_the_whole_row(weights, taken, n):
+    shares = {str(i): float(w) for i, w in enumerate(weights) if w}
+    row = list(seats(shares, 0, taken + n))
+    assert list(seats(shares, taken, n)) == row[taken:]
+    counts = Counter(family for family, _ in row)
+    assert all(abs(counts[f] - (taken + n) * w / sum(shares.values())) < 2 for f, w in shares.items())
+    assert all(sorted(turn for f, turn in row if f == family) == list(range(counts[family])) for family in shares)
+
+
+def test_a_mixture_gives_its_shares_and_leaves_out_what_has_none():
+    three = mixed({"d1": 0.7, "d3": 0.3, "d5": 0}, source(1), source(3), source(5))
+    counts = Counter(len(split(e)[0]) for step in range(10) for e in three.batch(step, 32))
+    assert counts == {5: 224, 9: 96}
+
+
+def jsonl(path, lines=20, **fields):
+    problems = [{"question": f"{n}+1", "answer": str(n + 1), "ways": [str(n + 1), f"{n}+1"]} for n in range(lines)]
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    return {"kind": "jsonl", "path": str(path), "heldout_prompts": 4, "solutions_field": "ways", **fields}
+
+
+def test_a_file_with_solutions_gives_every_line_once_a_pass_with_any_of_them(tmp_path):
+    examples = [split(e) for e in corpus(jsonl(tmp_path / "p.jsonl")).batch(0, 16 * 8)]
+    assert set(Counter(question for question, _ in examples).values()) == {8}
+    assert {question for question, _ in examples} == {f"{n}+1" for n in range(16)}
+    assert all(eval(answer) == eval(question) for question, answer in examples)
+    assert len({answer for question, answer in examples if question == "3+1"}) == 2
+
+
+def test_a_share_of_a_files_solutions_is_corrupted(tmp_path):
+    examples = [split(e) for e in corpus(jsonl(tmp_path / "p.jsonl", 104, corrupted_share=0.5)).batch(0, 1000)]
+    right = sum(answer in (question, str(eval(question))) for question, answer in examples)
+    assert right == pytest.approx(500, abs=80)
