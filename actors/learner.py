@@ -143,6 +143,31 @@ class LearnerRank:
             figures = self._step(batch, rate, self._language_loss)
         return figures
 
+    def language_loss(self) -> dict[str, list[float]]:
+        """This rank's share of the next-token loss of the held-out worked answers: nats and tokens by family."""
+        import torch
+
+        from trainer.batches import Sample, collate, split
+        from trainer.evaluation import worked_answers
+
+        examples = worked_answers(self._pools["heldout"], self._tokenizer)
+        batch = [
+            Sample(np.asarray(ids, np.int64), start, np.zeros(len(ids) - start, np.float32), 1.0, 1.0)
+            for _, ids, start in examples
+        ]
+        sizes = [len(sample.token_ids) for sample in batch]
+        shares: dict[str, list[float]] = {}
+        for rows in split(sizes, self._config.spec.micro_batch_tokens, self._ranks)[self._rank]:
+            micro = collate([batch[i] for i in rows], self._pad_id).to(self._device)
+            with torch.no_grad():
+                logprobs, _ = self._engine(micro.token_ids, micro.targets, 1.0)
+            ends = np.cumsum([len(batch[i].logprobs) for i in rows])
+            for i, row in zip(rows, np.split(logprobs.cpu().numpy().astype(np.float64), ends), strict=False):
+                share = shares.setdefault(examples[i][0], [0.0, 0.0])
+                share[0] -= float(row.sum())
+                share[1] += len(row)
+        return shares
+
     def reset_optimizer(self) -> None:
         """Forget the moments, as a new stage with another loss should."""
         import torch
