@@ -143,7 +143,7 @@ class Handover:
             max_tokens=sampling.max_tokens - len(tokens),
             temperature=sampling.temperature,
             seed=derive_seed(self._run_seed, sampling.pool, request.epoch, prompt.id, sample, *moved),
-            logprobs=sampling.pool == "train",
+            logprobs=sampling.pool == "train" or sampling.temperature == 1,  # an evaluation's are for its entropy
         )
 
     def check_version(self, request: GroupRequest) -> None:

@@ -149,6 +149,20 @@ class LearnerRank(RecipeSteps):
         spent = {"features_s": self._tap.seconds} if self._tap and updates else {}
         return {**figures, **spent, "updates": updates, "dropped": dropped, "learning_rate": learning_rate}
 
+    def language_loss(self) -> dict[str, list[float]]:
+        """This rank's share of the next-token loss of the held-out worked answers: nats and tokens by family."""
+        from trainer.batches import language_samples
+        from trainer.evaluation import worked_answers
+
+        examples = worked_answers(self._pools["heldout"], self._tokenizer)
+        batch = language_samples([(ids, start) for _, ids, start in examples]) if examples else []
+        shares: dict[str, list[float]] = {}
+        for i, logprobs in self._logprobs(self._engine, batch, 1.0).items():
+            share = shares.setdefault(examples[i][0], [0.0, 0.0])
+            share[0] -= float(logprobs.sum(dtype=np.float64))
+            share[1] += len(logprobs)
+        return shares
+
     # What the drafter learns from.
 
     def take_features(self) -> list[Blob]:
@@ -224,27 +238,32 @@ class LearnerRank(RecipeSteps):
 
     def _scored(self, policy: Any, groups: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Log-probabilities of the responses under `policy` by group, float32 [tokens of all responses]."""
-        import torch
         import torch.distributed as dist
 
         from trainer.batches import samples
 
-        batch = samples(groups, prompts, self._config.spec.objective)
-        mine: dict[int, np.ndarray] = {}
-        with torch.no_grad():
-            for rows, micro in self._micro_batches(batch, tapped=False):
-                logprobs = policy(micro.token_ids, micro.targets)[0].cpu().numpy()
-                edges = np.cumsum([len(batch[i].logprobs) for i in rows])
-                mine |= dict(zip(rows, np.split(logprobs, edges[:-1]), strict=False))
+        found = self._logprobs(policy, samples(groups, prompts, self._config.spec.objective))
         if self._ranks > 1:
             every: list[Any] = [None] * self._ranks
-            dist.all_gather_object(every, mine)
-            mine = {i: values for part in every for i, values in part.items()}
+            dist.all_gather_object(every, found)
+            found = {i: values for part in every for i, values in part.items()}
         edges = np.cumsum([len(group) for group in groups])
         return [
-            np.concatenate([mine[i] for i in range(end - len(group), end)])
+            np.concatenate([found[i] for i in range(end - len(group), end)])
             for end, group in zip(edges, groups, strict=True)
         ]
+
+    def _logprobs(self, policy: Any, batch: Sequence[Any], temperature: float | None = None) -> dict[int, np.ndarray]:
+        """Of this rank's share of the batch by index: log-probabilities float32 [response], without gradient."""
+        import torch
+
+        found: dict[int, np.ndarray] = {}
+        with torch.no_grad():
+            for rows, micro in self._micro_batches(batch, tapped=False):
+                logprobs = policy(micro.token_ids, micro.targets, temperature)[0].cpu().numpy()
+                edges = np.cumsum([len(batch[i].logprobs) for i in rows])
+                found |= dict(zip(rows, np.split(logprobs, edges), strict=False))
+        return found
 
     def _micro_batches(self, batch: Sequence[Any], tapped: bool) -> Iterator[tuple[list[int], Any]]:
         """This rank's micro-batches, each with the indices of its rows."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from actors.masters import copies, masters, put_masters, reset_adam, swap_adam
 from trainer.spec import TaskSpec
 from trainer.stages import ParallelStage, PretrainStage, Solutions, Supervised
@@ -47,6 +45,7 @@ class RecipeSteps:
         `until_tokens`, counted from here. Gives the figures of the last step, the `steps` and `tokens` done, and how
         many steps were `dropped` because loss or gradient was not finite.
         """
+        from trainer.batches import language_samples
         from trainer.schedule import learning_rate
 
         if isinstance(stage, PretrainStage):
@@ -114,6 +113,8 @@ class RecipeSteps:
         The figures of `update`, and `sft_loss`. Where no group has a gradient the SFT part steps all the same; under
         `average` that is half its step.
         """
+        from trainer.batches import language_samples
+
         batch = language_samples(self._references(stage.sft.solutions, run_seed).batch(step, stage.sft.batch_examples))
         if stage.combine == "average":
             figures, sft_loss = self._averaged(groups, learning_rate, batch, sft_rate)
@@ -191,14 +192,3 @@ class RecipeSteps:
             longest = self._engine.module.model.config.max_position_embeddings
             self._examples[key] = References(self._pools["train"], self._tokenizer, choice, longest, run_seed)
         return self._examples[key]
-
-
-def language_samples(examples: Sequence[tuple[list[int], int]]) -> list[Any]:
-    """Samples whose answer tokens all weigh the same, 1 together."""
-    from trainer.batches import Sample
-
-    weight = 1 / sum(len(ids) - start for ids, start in examples)
-    return [
-        Sample(np.asarray(ids, np.int64), start, np.zeros(len(ids) - start, np.float32), 1.0, weight)
-        for ids, start in examples
-    ]

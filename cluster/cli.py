@@ -1,4 +1,4 @@
-"""The command line: `tailrace train|resume|plan`.
+"""The command line: `tailrace train|resume|plan|evaluate|...`.
 
 Commands import what they need when they run, so that `tailrace --help` answers at once. `_errors_as_exit_codes` is the
 one place where exceptions become exit codes: 0 good, 1 failed, 2 bad input, 130 interrupted.
@@ -93,6 +93,33 @@ def plan(
             typer.echo(plan.as_json())
         else:
             show(plan)
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(metavar="RUN_DIR|SPEC", help="A run's directory, or a spec file.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="DIR_OR_NAME",
+            help="Model to evaluate; may be repeated, and is then judged against the first. If not given: the run's "
+            "models/policy, or model.source of the spec file.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluations as JSON.")] = False,
+) -> None:
+    """Evaluate models on the held-out prompts of a run: pass@1, pass@k, language loss, expansion or sharpening."""
+    with _errors_as_exit_codes(context):
+        from cluster.evaluate import evaluate, show
+
+        found = evaluate(target, models or [], overrides, quiet=as_json)
+        if as_json:
+            typer.echo(json.dumps({"models": found}))
+        else:
+            show(found)
 
 
 @app.command()

@@ -30,7 +30,7 @@ from cluster.rollouts import Rollouts
 from cluster.spec import Spec
 from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
-from trainer.evaluation import summarize
+from trainer.evaluation import summarize, with_language_loss
 from trainer.spec import EvaluateStage
 from trainer.stages import Budgeted, MergeStage, Supervised
 from trainer.tasks import Pools
@@ -127,25 +127,32 @@ class Driver(RecipeStages):
         self._learner("refer_to", str(self.run.models / name))
 
     def _evaluate(self) -> None:
+        """Samples held-out prompts of the families that have training prompts; what is only pre-trained on enters the
+        language loss alone."""
         spec = self.spec.evaluation
         prompts = self.pools.heldout
-        self.display.stage("evaluate", len(prompts), "prompts")
+        families = {prompt.family for prompt in self.pools.train}
+        chosen = [i for i, prompt in enumerate(prompts) if prompt.family in families]
+        self.display.stage("evaluate", len(chosen), "prompts")
         self._check_stop()
         self._serve_current_weights()
         requests = [
             GroupRequest(f"eval-{self.stage_index}/{i}", self.stage_index, i, spec.samples_per_prompt, self.version)
-            for i in range(len(prompts))
+            for i in chosen
         ]
         sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
         began = time.perf_counter()
         groups = self.rollouts.sample(requests, sampling, self.run.journal, self.display.advance)
-        self.counters.evaluate_s += time.perf_counter() - began
         self.bubbles.forget()
         self.lengths.observe("heldout", groups)
-        result = {"stage": self.stage_index, "weight_version": self.version, **summarize(groups, prompts, spec.k)}
+        scores = with_language_loss(
+            summarize(groups, prompts, spec.k, spec.temperature), self._learner("language_loss")
+        )
+        self.counters.evaluate_s += time.perf_counter() - began
+        result = {"stage": self.stage_index, "weight_version": self.version, **scores}
         self.evaluations.append(result)
         self.run.journal("evaluated", **result)
-        self.display.advance(len(prompts), reward=result["pass@1"])
+        self.display.advance(len(chosen), reward=result["pass@1"])
         self._finish_stage()
 
     def _finish_stage(self) -> None:

@@ -88,8 +88,8 @@ def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
 
 def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) -> dict[str, Any]:
     prepared = Prepared(spec, run)
-    logging.getLogger().addHandler(logging.FileHandler(run.logs / "driver.log", delay=True))
     with (
+        _logged_to(run.logs / "driver.log"),
         contextlib.closing(_metrics(spec)) as metrics,
         Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster,
     ):
@@ -113,6 +113,18 @@ def _hush() -> None:
     """Libraries do not talk into the display: warnings go where their logs go, progress bars nowhere."""
     logging.captureWarnings(True)
     disable_progress_bar()
+
+
+@contextlib.contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """A process may carry out several runs, one after another; each has a log of its own."""
+    handler = logging.FileHandler(path, delay=True)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _metrics(spec: Spec) -> Metrics:

@@ -69,6 +69,8 @@ def _kind(field: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in values)
     if "prefixItems" in field:
         return f"list of {len(field['prefixItems'])}: {_kind(field['prefixItems'][0])}"
+    if field["type"] == "array":
+        return f"list of {_kind(field['items'])}"
     bounds = [f"{sign} {field[key]:.19g}" for key, sign in BOUNDS.items() if key in field]
     return ", ".join([NAMES.get(field["type"], field["type"]), *bounds])
 

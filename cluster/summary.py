@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cluster.spec import Spec
+from trainer.evaluation import verdict
 from trainer.types import Group, Prompt
 
 
@@ -158,6 +159,7 @@ def summary(
     """Content of summary.json. `sampled_rollouts` counts every training rollout that was dispatched; those of rollout
     phases that a kill cut short are lost and were sampled again without being spent twice."""
     rl_s = counters.rollout_s
+    shown = [without_counts(evaluation) for evaluation in evaluations]
     return {
         "status": "finished",
         "name": spec.run.name,
@@ -176,9 +178,10 @@ def summary(
         },
         "pretrain_tokens": counters.pretrain_tokens,
         "evaluation": {
-            "before": evaluations[0] if evaluations else None,
-            "after": evaluations[-1] if evaluations else None,
-            "all": list(evaluations),
+            "before": shown[0] if shown else None,
+            "after": shown[-1] if shown else None,
+            "all": shown,
+            "verdict": verdict(evaluations[0], evaluations[-1]) if len(evaluations) > 1 else None,
         },
         "speed": {
             "wall_s": counters.wall_s,
@@ -211,6 +214,11 @@ def summary(
         "restarts": counters.restarts,
         "versions": {**versions, "tailrace": version("tailrace"), "python": platform.python_version()},
     }
+
+
+def without_counts(evaluation: dict) -> dict:
+    """The evaluation without its counts by prompt: they are in the journal."""
+    return {key: value for key, value in evaluation.items() if key != "counts"}
 
 
 def _mean(values: Any) -> float:

@@ -101,6 +101,15 @@ def samples(
     return result
 
 
+def language_samples(examples: Sequence[tuple[list[int], int]]) -> list[Sample]:
+    """Samples whose answer tokens all weigh the same, 1 together."""
+    weight = 1 / sum(len(ids) - start for ids, start in examples)
+    return [
+        Sample(np.asarray(ids, np.int64), start, np.zeros(len(ids) - start, np.float32), 1.0, weight)
+        for ids, start in examples
+    ]
+
+
 def minibatches(groups: Sequence[Group], count: int) -> list[range]:
     """Consecutive runs of groups, as equal in number as possible, none empty."""
     count = min(count, len(groups))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trainer.objective import ObjectiveSpec
 from trainer.section import Section
@@ -138,7 +138,8 @@ class TaskSpec(Section):
 
 
 class EvaluateStage(Section):
-    """pass@1 and pass@k on the held-out prompts."""
+    """pass@1 and pass@k on held-out prompts of the families with training prompts, and the next-token loss of all
+    held-out worked answers (docs/evaluation.md)."""
 
     stage: Literal["evaluate"]
     """Selects this stage."""
@@ -182,18 +183,27 @@ class LearnerSpec(Section):
         return self.minibatches * self.passes == 1 and not self.stale_epochs
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int) else value
+
+
+def _ascending(values: list[int]) -> list[int]:
+    return sorted(set(values))
+
+
 class EvaluationSpec(Section):
     samples_per_prompt: int = Field(default=4, ge=1, le=10_000)
     """Responses per held-out prompt; pass@1 is their mean, pass@k uses the unbiased estimator."""
-    k: int = Field(default=4, ge=1)
-    """The k of pass@k."""
+    k: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_listed), AfterValidator(_ascending)] = Field(
+        default=[4], min_length=1
+    )
+    """The k of pass@k, one or a list; the largest is the one that tables and verdicts go by."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of evaluations; 0 is greedy."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
-        if self.k > self.samples_per_prompt:
-            raise ValueError(
-                f"pass@k with k = {self.k} needs at least that many samples_per_prompt, not {self.samples_per_prompt}"
-            )
+        k, samples = self.k[-1], self.samples_per_prompt
+        if k > samples:
+            raise ValueError(f"pass@k with k = {k} needs at least that many samples_per_prompt, not {samples}")
         return self

@@ -19,6 +19,11 @@ TASK = TaskSpec.model_validate(
     {"sources": [{"kind": "reasoning_gym", "generator": "chain_sum", "train_prompts": 1}], "template": "{question}"}
 )
 PROMPTS = [Prompt(str(i), "x", "q", "a", tuple(range(5, 9 + i)), 0) for i in range(4)]
+HELDOUT = [
+    *(Prompt(str(i), "long", "q", "12345"[: i + 1], tuple(range(5, 9 + i)), 0) for i in range(5)),
+    Prompt("5", "short", "q", "7", (5, 6), 0),
+    Prompt("6", "unanswered", "q", "", (5, 6), 0),
+]
 ENVIRONMENT = {"env_vars": {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}}
 LEARNING_RATE = 1e-3
 
@@ -51,6 +56,8 @@ NOT_A_NUMBER = [group_of(8, 0, [3, 2], [float("nan"), 1.0]), group_of(8, 3, [2, 
 class Course:
     """What a learner did, and its exported weights at three points."""
 
+    language_loss: list[dict[str, list[float]]]
+    """Before any update, by rank."""
     figures: list[list[dict[str, float]]]
     """By update, by rank."""
     after_updates: dict[str, np.ndarray]
@@ -95,7 +102,7 @@ def _course(model_dir: Path, ranks_n: int, zero_stage: int, directory: Path) -> 
     )  # fmt: skip
     config = LearnerConfig(str(model_dir), "float32", spec, 1.0, 1, "cpu", 0, 2**20)
     actor = ray.remote(LearnerRank).options(num_cpus=0.5, runtime_env=ENVIRONMENT)
-    ranks = [actor.remote(config, i, TASK, {"train": PROMPTS, "heldout": []}) for i in range(ranks_n)]
+    ranks = [actor.remote(config, i, TASK, {"train": PROMPTS, "heldout": HELDOUT}) for i in range(ranks_n)]
 
     def all_ranks(method: str, *args: Any) -> list[Any]:
         return ray.get([getattr(rank, method).remote(*args) for rank in ranks], timeout=120)
@@ -107,6 +114,7 @@ def _course(model_dir: Path, ranks_n: int, zero_stage: int, directory: Path) -> 
     try:
         all_ranks("start", *ray.get(ranks[0].address.remote(), timeout=120))
         all_ranks("refer_to", str(model_dir))
+        language_loss = all_ranks("language_loss")
         figures = [all_ranks("update", batch(epoch), LEARNING_RATE) for epoch in range(3)]
         after_updates = exported("updates")
         all_equal = all_ranks("update", ALL_EQUAL, LEARNING_RATE)
@@ -114,7 +122,10 @@ def _course(model_dir: Path, ranks_n: int, zero_stage: int, directory: Path) -> 
         dropped = all_ranks("update", NOT_A_NUMBER, LEARNING_RATE)
         after_dropped = exported("dropped")
         all_ranks("update", batch(3), LEARNING_RATE)
-        return Course(figures, after_updates, all_equal, after_all_equal, dropped, after_dropped, exported("one more"))
+        return Course(
+            language_loss, figures, after_updates, all_equal, after_all_equal, dropped, after_dropped,
+            exported("one more"),
+        )  # fmt: skip
     finally:
         for rank in ranks:
             ray.kill(rank)
@@ -141,6 +152,26 @@ def test_ranks_and_zero_stage_change_neither_figures_nor_weights(course, ranks, 
             assert figures == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for name, expected in reference.after_updates.items():
         np.testing.assert_allclose(ours.after_updates[name], expected, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("ranks", "zero_stage"), SETTINGS)
+def test_the_language_loss_of_all_ranks_is_that_of_the_answers_one_by_one(course, model_dir, ranks, zero_stage):
+    import torch
+
+    from trainer.models import load_policy, load_tokenizer
+
+    model, tokenizer = load_policy(model_dir, "float32"), load_tokenizer(model_dir)
+    expected = {"long": np.zeros(2), "short": np.zeros(2)}
+    for prompt in HELDOUT[:6]:
+        answer = [*tokenizer(prompt.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt.token_ids, *answer]])).logits[0, -len(answer) - 1 : -1]
+        nats = torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
+        expected[prompt.family] += [nats, len(answer)]
+    found = course(ranks, zero_stage).language_loss
+    for family, sums in expected.items():
+        assert sum(np.array(part[family]) for part in found if family in part) == pytest.approx(sums, rel=1e-5)
+    assert not any("unanswered" in part for part in found)
 
 
 @pytest.mark.parametrize(("ranks", "zero_stage"), SETTINGS)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -12,8 +13,10 @@ from cluster.allocation import replayed
 from cluster.checkpoint import RunDirectory
 from cluster.display import Display
 from cluster.errors import RunFailed
+from cluster.evaluate import evaluate
 from cluster.launch import resume, train
 from cluster.spec import Spec, parse_spec
+from trainer.evaluation import verdict
 from trainer.types import BadInput
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -99,6 +102,29 @@ def test_rewards_come_from_the_users_function_and_rise(finished):
         json.loads((finished.path / "summary.json").read_text())["evaluation"][k] for k in ("before", "after")
     )
     assert after["pass@1"] > before["pass@1"]
+
+
+def test_evaluations_in_the_summary_are_those_in_the_journal_and_judged(finished):
+    found = json.loads((finished.path / "summary.json").read_text())["evaluation"]
+    events = [event for event in finished.events() if event["event"] == "evaluated"]
+    assert [e["language_loss"] for e in found["all"]] == [e["language_loss"] for e in events]
+    assert found["verdict"] == verdict(events[0], events[-1])
+    assert found["verdict"]["paired"]
+    assert len(events[0]["counts"]["right"]) == 16
+    assert all(0.1 < e["entropy"] < np.log(99) for e in events), "of a model of 99 tokens"
+    assert {"pass@1", "pass@1_stderr", "pass@2", "pass@k", "language_loss"} == found["after"]["families"]["add1"].keys()
+
+
+def test_an_exported_policy_is_evaluated_as_in_its_run_and_beside_another_model(finished):
+    after = json.loads((finished.path / "summary.json").read_text())["evaluation"]["after"]
+    rows = evaluate(finished.path, [str(finished.path / "models" / "policy"), "tiny"], ["evaluation.k=[1,2]"], True)
+    trained, untrained = rows
+    assert trained["language_loss"] == pytest.approx(after["language_loss"], rel=1e-4)
+    assert trained["pass@1"] == pytest.approx(after["pass@1"], abs=0.2)
+    assert trained["language_loss"] < untrained["language_loss"]
+    assert trained["verdict"] is None
+    assert untrained["verdict"]["paired"]
+    assert "counts" not in trained
 
 
 def test_killed_in_every_phase_and_resumed_equals_uninterrupted(finished, ray_cluster, tmp_path, small):

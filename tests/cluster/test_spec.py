@@ -113,6 +113,15 @@ def test_cross_field_checks_show_their_arithmetic(changes, arithmetic):
     assert arithmetic in complaint(**changes)
 
 
+def test_one_k_is_a_list_of_one_and_several_are_in_order():
+    assert parse_spec(set_at(small(), "evaluation.k", 2), "run.yaml").evaluation.k == [2]
+    spec = parse_spec(set_at(small(), "evaluation.k", [4, 1, 4, 2]), "run.yaml")
+    assert spec.evaluation.k == [1, 2, 4]
+    assert parse_spec(yaml.safe_load(dump_spec(spec)), "again") == spec
+    assert "evaluation.k.1: " in complaint(evaluation__k=[1, 0])
+    assert "evaluation.k: " in complaint(evaluation__k=[])
+
+
 def test_disaggregated_ranks_need_no_workers_beside_them():
     data = set_at(set_at(small(), "learner.ranks", 3), "cluster.placement", "disaggregated")
     assert parse_spec(data, "run.yaml").learner.ranks == 3
