@@ -7,37 +7,18 @@ that needs a fresh optimizer resets it in place, because DeepSpeed's process gro
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actors.features import FeatureTap, TapConfig
+from actors.features import FeatureTap
+from actors.learner_config import LearnerConfig, deepspeed_config
 from actors.logs import send_output_to_log
 from actors.recipes import RecipeSteps
 from drafter.buffer import Blob
-from trainer.spec import LearnerSpec, TaskSpec
+from trainer.spec import TaskSpec
 from trainer.types import Group, Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerConfig:
-    model_dir: str
-    dtype: str
-    spec: LearnerSpec
-    temperature: float
-    threads: int
-    device: str
-    """`cpu` or `cuda`."""
-    seed: int
-    bucket_bytes: int
-    gpus_per_worker: int = 0
-    """GPUs of one rollout worker, where weights go over NCCL; 0: through the object store."""
-    longest_response: int = 1
-    """Tokens of the longest response that may be sampled."""
-    tap: TapConfig | None = None
-    """Which features of the policy a drafter learns from; None without one to train."""
 
 
 class LearnerRank(RecipeSteps):
@@ -91,7 +72,7 @@ class LearnerRank(RecipeSteps):
         self._tokenizer = tokenizer
         policy = Policy(load_policy(self._config.model_dir, self._config.dtype), self._config.temperature)
         self._engine, *_ = deepspeed.initialize(
-            model=policy, model_parameters=list(policy.parameters()), config=_deepspeed_config(self._config)
+            model=policy, model_parameters=list(policy.parameters()), config=deepspeed_config(self._config)
         )
         self._device = self._engine.device
         if self._config.tap:
@@ -344,27 +325,3 @@ class LearnerRank(RecipeSteps):
             totals = sum(every)
             totals[4] = last
         return totals.tolist()
-
-
-def _deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
-    spec = config.spec
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        # Micro-batches vary in number, so step() is the boundary.
-        "managed_gradient_accumulation": False,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": spec.learning_rate,
-                "betas": list(spec.adam_betas),
-                "weight_decay": spec.weight_decay,
-                "torch_adam": config.device == "cpu",
-            },
-        },
-        "gradient_clipping": spec.max_grad_norm,
-        "zero_optimization": {"stage": spec.zero_stage, "overlap_comm": False},
-        "bf16": {"enabled": config.dtype == "bfloat16"},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }

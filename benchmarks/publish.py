@@ -25,7 +25,8 @@ import ray
 import torch
 
 from actors.engine import EngineConfig
-from actors.learner import LearnerConfig, LearnerRank
+from actors.learner import LearnerRank
+from actors.learner_config import LearnerConfig
 from actors.rollout import RolloutWorker
 from trainer.models import prepare_model
 from trainer.spec import LearnerSpec, ModelSpec, ReasoningGymSource, TaskSpec, TinySpec

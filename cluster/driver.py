@@ -10,7 +10,6 @@ ids and seeds.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from cluster.rollouts import Rollouts
 from cluster.spec import Spec
 from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
+from cluster.updates import Update, Updates
 from trainer.evaluation import summarize, with_language_loss
 from trainer.spec import EvaluateStage
 from trainer.stages import Budgeted, MergeStage, Supervised
@@ -37,20 +37,7 @@ from trainer.tasks import Pools
 from trainer.types import Group, merged
 
 
-@dataclass
-class _Update:
-    """An epoch whose rollouts the learner works on."""
-
-    epoch: int
-    groups: list[Group]
-    batch: list[Group]
-    """What is learned from: the epoch's groups, those of held epochs beside them, or none."""
-    budget: dict[str, Any]
-    laps: dict[str, float]
-    calls: list[Any]
-
-
-class Driver(RecipeStages):
+class Driver(RecipeStages, Updates):
     def __init__(
         self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, display: Display,
         stop_requested: Callable[[], bool],
@@ -70,7 +57,7 @@ class Driver(RecipeStages):
         self.epoch = 0  # RL epochs decided so far, over all stages
         self.evaluations: list[dict] = []
         self.journaled: set[int] = set()  # epochs whose rollouts the journal already holds, after a resume
-        self.update: _Update | None = None  # under way
+        self.update: Update | None = None  # under way
         self.held: list[Group] = []  # sampled under the learner's weights, and waiting for the rest of a batch
         self.clock = Stopwatch()
         self.currency = spec.allocator.currency if spec.allocator else "rollouts"
@@ -116,15 +103,6 @@ class Driver(RecipeStages):
                 self._checkpoint()
         self._finish_update()
         self._finish_stage()
-
-    def _take_reference(self) -> None:
-        """The policy that the stage begins with is what divergences are measured from, also after a resume."""
-        if self.spec.learner.objective.kl == "none":
-            return
-        name = f"reference-{self.stage_index}"
-        if not (self.run.models / name).is_dir():
-            self.run.add_model(name, lambda directory: self._learner("export", str(directory)))
-        self._learner("refer_to", str(self.run.models / name))
 
     def _evaluate(self) -> None:
         """Samples held-out prompts of the families that have training prompts; what is only pre-trained on enters the
@@ -199,9 +177,9 @@ class Driver(RecipeStages):
         self.lengths.observe("train", groups)
         clock.lap("decide_s")
 
-        if self.update:  # of the epoch before, which sampling went beside
+        if self.spec.learner.stale_epochs:  # sampling went beside the update of the epoch before
             self._finish_update()
-            self._serve_current_weights()
+            self._serve_current_weights()  # while no update is under way
             clock.lap("publish_s")
         self.held += groups
         self.update = self._begin_update(epoch, groups, [] if holds else self._batch(), budget)
@@ -234,43 +212,6 @@ class Driver(RecipeStages):
         groups = self.rollouts.sample(requests, sampling, self.run.journal)
         return groups
 
-    def _begin_update(self, epoch: int, groups: list[Group], batch: list[Group], budget: dict) -> "_Update":
-        """Have the learner work on a batch; on an empty one it has nothing to do."""
-        import ray
-
-        calls = []
-        if batch or self._has_sft_half():
-            method, *args = self._update_call()
-            stored = ray.put(batch)
-            calls = [getattr(rank, method).remote(stored, *args) for rank in self.actors.ranks]
-        return _Update(epoch, groups, batch, budget, self.clock.laps, calls)
-
-    def _finish_update(self) -> None:
-        """Wait for the learner; with that the batch's epoch is over. Without any difference in reward, or with a loss
-        that is not finite, the weights stay as they are."""
-        done, self.update = self.update, None
-        if done is None:
-            return
-        figures: dict[str, float] = {"updates": 0, "dropped": 0}
-        if done.calls:
-            figures = wait(done.calls, self.spec.limits.learn_timeout_s, "learner: update")[0]
-        self.counters.count_update(figures, bool(done.batch))
-        if figures["updates"]:
-            self.version += 1
-            self.bubbles.learned(done.epoch)
-        self.clock.lap("learn_s")
-        self._record(done, figures)
-        if figures["dropped"]:
-            self._report_dropped(done)
-
-    def _report_dropped(self, update: "_Update") -> None:
-        path = self.run.save_dropped(update.epoch, update.batch)
-        self.run.journal("update_dropped", epoch=update.epoch, batch=str(path.relative_to(self.run.path)))
-        self.display.note(
-            f"epoch {update.epoch}: the loss was not finite, the step was dropped; its batch is in {path}"
-        )
-        self._check_dropped(f"the last batch is in {path}")
-
     def _serve_current_weights(self) -> None:
         """Publish the learner's weights unless every engine has them; no engine gets work under another version."""
         self.bubbles.publish()
@@ -282,7 +223,7 @@ class Driver(RecipeStages):
         self.serving = self.version
         self.run.journal("published", weight_version=self.version, bytes=int(sent), engines=len(workers))
 
-    def _record(self, update: "_Update", figures: dict) -> None:
+    def _record(self, update: Update, figures: dict) -> None:
         """The epoch is over: its row of metrics, the display, the counters."""
         self.counters.add_laps(update.laps)
         stage = self.spec.recipe[self.stage_index].stage
@@ -297,14 +238,6 @@ class Driver(RecipeStages):
             self.stage_done + 1, epoch=update.epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],
             effective_share=row["effective_share"], tokens_per_s=row["time"]["tokens_per_s"],
         )  # fmt: skip
-
-    def _check_dropped(self, where: str) -> None:
-        dropped, limit = self.counters.updates_dropped, self.spec.limits.dropped_updates
-        if dropped > limit:
-            raise RunFailed(
-                f"{dropped} optimizer steps had a loss or gradient that is not finite, and limits.dropped_updates = "
-                f"{limit}; {where}"
-            )
 
     # Checkpoints.
 

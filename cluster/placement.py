@@ -10,7 +10,8 @@ from typing import Any
 from actors.allocator import AllocatorActor
 from actors.drafter import DrafterActor, DrafterConfig
 from actors.engine import EngineConfig
-from actors.learner import LearnerConfig, LearnerRank
+from actors.learner import LearnerRank
+from actors.learner_config import LearnerConfig
 from actors.plugin import BACKEND
 from actors.rollout import RolloutWorker
 from actors.seeds import derive_seed

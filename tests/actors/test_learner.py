@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from actors.learner import LearnerConfig, LearnerRank
+from actors.learner import LearnerRank
+from actors.learner_config import LearnerConfig
 from trainer.spec import LearnerSpec, ModelSpec, ObjectiveSpec, TaskSpec, TinySpec
 from trainer.types import Group, Prompt
 

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 from test_learner import ENVIRONMENT, PROMPTS, TASK, TINY, batch
 
-from actors.learner import LearnerConfig, LearnerRank
+from actors.learner import LearnerRank
+from actors.learner_config import LearnerConfig
 from trainer.spec import LearnerSpec
 from trainer.stages import ParallelStage, SftStage
 

@@ -20,7 +20,8 @@ def stack(ray_cluster, tmp_path_factory):
     import ray
 
     from actors.engine import EngineConfig
-    from actors.learner import LearnerConfig, LearnerRank
+    from actors.learner import LearnerRank
+    from actors.learner_config import LearnerConfig
     from actors.rollout import RolloutWorker
 
     tiny = TinySpec(layers=2, hidden_size=64, intermediate_size=128, kv_heads=1)

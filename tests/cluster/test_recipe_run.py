@@ -19,7 +19,7 @@ KILL_AT = Path(__file__).parent / "kill_at.py"
 RECIPE = [
     {"stage": "pretrain", "steps": 6, "batch_examples": 16, "mixture": "easy", "checkpoint_tokens": [500, 900]},
     {"stage": "sft", "steps": 4, "batch_examples": 8, "learning_rate": 1e-3, "start": "models/tokens-900"},
-    {"stage": "parallel", "epochs": 3, "sft": {"batch_examples": 8, "learning_rate": 1e-3}},
+    {"stage": "parallel", "epochs": 4, "sft": {"batch_examples": 8, "learning_rate": 1e-3}},
 ]
 
 
@@ -32,16 +32,23 @@ def exported(run: RunDirectory) -> list[tuple[str, int]]:
 
 
 def test_a_recipe_killed_in_every_stage_and_resumed_equals_uninterrupted(ray_cluster, tmp_path, small):
-    small["run"].update(checkpoint_every_epochs=1, checkpoint_every_steps=2)
+    small["run"].update(checkpoint_every_epochs=2, checkpoint_every_steps=2)
+    # Rollouts of one epoch beside the update of the one before, and a divergence from the policy of the stage's begin.
+    small["learner"].update(stale_epochs=1, objective={"name": "grpo", "advantage": "leave_one_out"})
     small["task"]["mixtures"] = {"easy": {"add1": 3, "add3": 1}}
     small["recipe"] = RECIPE
     small["cluster"].update(address=ray_cluster, rollout_workers=1)
     small["learner"]["ranks"] = 1
-    small["allocator"]["budget_rollouts"] = 120
+    small["allocator"]["budget_rollouts"] = 160
     whole, run = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")
     summary = train(parse_spec(small, "test"), whole.path, Display("whole"))
     assert summary["stages"] == ["pretrain", "sft", "parallel"]
-    assert [row["stage"] for row in whole.metrics()] == ["parallel"] * 3
+    assert [row["stage"] for row in whole.metrics()] == ["parallel"] * 4
+    # The first epoch is learned under the weights that sampled it, and so is the one after a checkpoint, which waits for
+    # the learner. The others lag by one version.
+    versions = {event["epoch"]: event["weight_version"] for event in whole.events() if event["event"] == "decided"}
+    learned = [row["weight_version"] for row in whole.metrics()]
+    assert [learned[epoch] - versions[epoch] for epoch in range(4)] == [1, 2, 1, 2]
     assert all(row["sft_loss"] > 0 and row["updates"] == 1 for row in whole.metrics())
 
     spec_file = tmp_path / "small.yaml"
