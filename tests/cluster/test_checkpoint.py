@@ -62,6 +62,7 @@ def group_of(lengths: list[int], epoch: int, number: int) -> Group:
     return Group(
         f"{epoch}/{number}", epoch, number * 7, 3, rng.integers(0, 2**31, tokens, np.int32),
         rng.normal(size=tokens).astype(np.float32), np.array(lengths, np.int32), rng.random(n), rng.random(n) < 0.5,
+        rng.random(),
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ ROW = {
     "effective_share": 0.5,
     "response_tokens_mean": 40.0,
     "truncated_share": 0.125,
+    "updates": 1,
+    "dropped": 1,
     "loss": -0.5,
     "grad_norm": 1.5,
     "learning_rate": 1e-4,

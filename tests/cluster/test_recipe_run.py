@@ -44,8 +44,8 @@ def test_a_recipe_killed_in_every_stage_and_resumed_equals_uninterrupted(ray_clu
     summary = train(parse_spec(small, "test"), whole.path, Display("whole"))
     assert summary["stages"] == ["pretrain", "sft", "parallel"]
     assert [row["stage"] for row in whole.metrics()] == ["parallel"] * 4
-    # The first epoch is learned under the weights that sampled it, and so is the one after a checkpoint, which waits for
-    # the learner. The others lag by one version.
+    # The first epoch is learned under the weights that sampled it, and so is the one after a checkpoint, which waits
+    # for the learner. The others lag by one version.
     versions = {event["epoch"]: event["weight_version"] for event in whole.events() if event["event"] == "decided"}
     learned = [row["weight_version"] for row in whole.metrics()]
     assert [learned[epoch] - versions[epoch] for epoch in range(4)] == [1, 2, 1, 2]
