@@ -167,10 +167,11 @@ class Sampler:
             self.lengths += [int(n) for group in sampled for n in group.lengths]
         return took, sum(int(group.lengths.sum()) for group in sampled), side.bubbles.report()["speculation"]
 
-    def groups(self, side: "Side | None", prompts: Sequence[int], seed: int) -> list[Group]:
-        """One group per prompt, with the seeds of epoch `seed`; of the plain engines if no side is given."""
+    def groups(self, side: "Side | None", prompts: Sequence[int], seed: int, size: int | None = None) -> list[Group]:
+        """One group per prompt, of the spec's unit of rollouts unless `size` is given, with the seeds of epoch `seed`;
+        of the plain engines if no side is given."""
         self._phase += 1
-        size, side = self._spec.allocator.unit_rollouts, side or self._plain
+        size, side = size or self._spec.allocator.unit_rollouts, side or self._plain
         requests = [GroupRequest(f"{self._phase}/{i}", seed, i, size, 0) for i in prompts]
         sampling = Sampling("train", self._spec.rollout.max_response_tokens, self.temperature)
         return side.rollouts.sample(requests, sampling, nothing)
@@ -194,9 +195,11 @@ def dtype_of(spec: Spec) -> str:
 # --- SmolLM2 ----------------------------------------------------------------------------------------------------------
 
 CHAT = user_cache() / "benchmarks" / "smollm2"
-CHAT_PROMPTS, CHAT_PASSES, CHAT_STEPS = 64, 3, 4
+CHAT_PROMPTS, CHAT_SAMPLES, CHAT_PASSES, CHAT_STEPS = 192, 2, 6, 4
 CHAT_REPEATS = 5
-CHAT_ARMS = {"plain": None, "adaptive": "adaptive", "K = 0": 0, "K = 2": 2, "K = 3": 3}
+CHAT_ROLLOUTS = (2, 8)
+"""Responses per phase, on two engines: one request each, as a chat or the end of a tail has it, and four each."""
+CHAT_ARMS = {"plain": None, "adaptive": "adaptive", "ngram, adaptive": "ngram", "K = 0": 0, "K = 2": 2, "K = 3": 3}
 
 
 def smollm2(problems: Path) -> dict[str, Any]:
@@ -207,15 +210,19 @@ def smollm2(problems: Path) -> dict[str, Any]:
     head, learned = CHAT / "head", {}
     if not head.is_dir():
         with Sampler(spec, spec.rollout.temperature) as sampler:
-            groups = [g for i in range(0, CHAT_PROMPTS, 16) for g in sampler.groups(None, range(i, i + 16), 0)]
+            groups = [
+                group
+                for i in range(0, CHAT_PROMPTS, 16)
+                for group in sampler.groups(None, range(i, i + 16), 0, CHAT_SAMPLES)
+            ]
             learned = chat_head(spec, head, groups, sampler.pools.train)
     # The drafter has seen the first prompts; the comparison is on others.
-    with Sampler(speculating(spec, model, head), spec.rollout.temperature, skip=CHAT_PROMPTS) as sampler:
-        return {
-            "target": "SmolLM2-135M-Instruct, bfloat16",
-            **learned,
-            **compared(sampler, CHAT_ARMS, CHAT_REPEATS, 1, 3),
-        }
+    with Sampler(speculating(spec, model, head), temperature=0.0, skip=CHAT_PROMPTS) as sampler:
+        found = {}
+        for sampler.rollouts in CHAT_ROLLOUTS:
+            sampler.lengths.clear()
+            found[f"{sampler.rollouts} responses"] = compared(sampler, CHAT_ARMS, CHAT_REPEATS, 1, 2)
+        return {"target": "SmolLM2-135M-Instruct, bfloat16", **learned, "phases": found}
 
 
 def chat_head(spec: Spec, path: Path, groups: Sequence[Group], prompts: Sequence[Prompt]) -> dict[str, Any]:
