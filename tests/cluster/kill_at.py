@@ -11,6 +11,7 @@ import sys
 import cluster.driver
 import cluster.placement
 import cluster.rollouts
+import cluster.updates
 
 first, what_to_kill, countdown = sys.argv[1], sys.argv[2], int(sys.argv[3])
 armed = False
@@ -27,7 +28,7 @@ def wait(refs, timeout_s, what):
     return original(refs, timeout_s, what)
 
 
-cluster.driver.wait = cluster.rollouts.wait = wait
+cluster.driver.wait = cluster.rollouts.wait = cluster.updates.wait = wait
 sys.argv = ["tailrace", *sys.argv[4:]]
 from cluster.cli import main  # noqa: E402
 
