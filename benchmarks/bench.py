@@ -88,8 +88,7 @@ class Bench:
         self._cluster._spec = spec
         if self._actors.allocator is not None:
             ray.kill(self._actors.allocator)
-        if spec.allocator is not None:
-            self._actors = replace(self._actors, allocator=self._cluster._start_allocator(self._pools.train))
+        self._actors = replace(self._actors, allocator=self._cluster._start_allocator(self._pools.train))
 
     def _learner(self, method: str, *args: Any) -> None:
         calls = [getattr(rank, method).remote(*args) for rank in self._actors.ranks]
