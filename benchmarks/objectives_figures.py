@@ -125,7 +125,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def plot(runs: Sequence[dict], path: Path) -> None:
-    """Reward and response length by epoch, mean and range of the seeds, a column per mode."""
+    """Reward and response length by epoch, mean and standard error of the seeds, a column per mode."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -140,10 +140,9 @@ def plot(runs: Sequence[dict], path: Path) -> None:
             for arm, colour in COLOURS.items():
                 curves = np.array([run[key] for run in runs if run["mode"] == mode and run["arm"] == arm])
                 if len(curves):
-                    axis.plot(curves.mean(0), color=colour, label=arm)
-                    axis.fill_between(
-                        range(curves.shape[1]), curves.min(0), curves.max(0), color=colour, alpha=0.12, lw=0
-                    )
+                    mean, error = curves.mean(0), curves.std(0) / len(curves) ** 0.5
+                    axis.plot(mean, color=colour, label=arm)
+                    axis.fill_between(range(len(mean)), mean - error, mean + error, color=colour, alpha=0.15, lw=0)
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
             if not column:
