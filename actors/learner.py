@@ -108,8 +108,9 @@ class LearnerRank(RecipeSteps):
         old = self._scored(self._engine, groups, prompts) if decoupled else None
         figures: dict[str, float] = {}
         updates = dropped = 0
+        newest = max((group.epoch for group in groups), default=0)
         for number in range(spec.passes):
-            for part in minibatches(groups, spec.minibatches):
+            for part in minibatches(groups, spec.minibatches, seed=[self._config.seed, newest, number]):
                 whole = samples(
                     [groups[i] for i in part], [prompts[i] for i in part], objective, longest,
                     *(column and [column[i] for i in part] for column in (advantages, old, reference)),
@@ -119,7 +120,7 @@ class LearnerRank(RecipeSteps):
                 if not any(sample.advantage for sample in batch):
                     continue
                 if self._tap and not number:
-                    self._tap.begin(max(group.epoch for group in groups), spec.minibatches)
+                    self._tap.begin(newest, spec.minibatches)
                 new = self._step(batch, learning_rate, self._policy_loss, tapped=not number)
                 if new is None:
                     dropped += 1

@@ -40,10 +40,10 @@ class RecipeSteps:
 
     def teach(
         self, stage: Supervised, steps: range, total: int, run_seed: int, until_tokens: float = float("inf")
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Optimizer steps `steps` of the `total` of a pretrain or sft stage; ends early with the step that reaches
-        `until_tokens`, counted from here. Gives the figures of the last step, the `steps` and `tokens` done, and how
-        many steps were `dropped` because loss or gradient was not finite.
+        `until_tokens`, counted from here. Gives the figures of the last step, the `steps` and `tokens` done, and the
+        numbers of steps `dropped` because loss or gradient was not finite.
         """
         from trainer.batches import language_samples
         from trainer.schedule import learning_rate
@@ -53,12 +53,15 @@ class RecipeSteps:
         else:
             source = self._references(stage.solutions, run_seed)
         figures: dict[str, float] = {}
-        tokens = done = dropped = 0
+        tokens = done = 0
+        dropped: list[int] = []
         for step in steps:
             examples = source.batch(step, stage.batch_examples)
             rate = learning_rate(stage.learning_rate, "cosine", step, total, max(total // 20, 1), floor=0.1)
             new = self._step(language_samples(examples), rate, self._language_loss)
-            figures, dropped = new or figures, dropped + (new is None)
+            if new is None:
+                dropped.append(step)
+            figures = new or figures
             tokens, done = tokens + sum(len(ids) for ids, _ in examples), done + 1
             if tokens >= until_tokens:
                 break
@@ -127,6 +130,8 @@ class RecipeSteps:
             sft_loss = self._beside_loss
             if self._beside:  # no step of RL has taken it along
                 self._beside, sft_loss = [], self._sft_step(batch, learning_rate)
+            elif not figures["updates"]:
+                return figures  # the one step of both was dropped
         if sft_loss is None:
             return {**figures, "dropped": max(figures["dropped"], 1)}
         return {**figures, "updates": max(figures["updates"], 1), "sft_loss": sft_loss}

@@ -39,6 +39,7 @@ LINE = ("base", "RL", "SFT", "SFT then RL", "parallel")
 CONTROLS = ("sum of losses", "alternating", "RL at half rate", "SFT at half rate", "merged weights")
 KEPT = ("RL", "SFT")
 """Arms whose weights others start from."""
+NEEDS = {"SFT then RL": ("SFT",), "merged weights": KEPT}
 EVALUATED = ("pass@1", "pass@8", "pass@32", "response_tokens_mean", "language_loss")
 
 
@@ -49,10 +50,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.captureWarnings(True)
     disable_progress_bar()
-    key = digest(yaml.safe_load(SPEC.read_text()))
+    key = digest([yaml.safe_load(SPEC.read_text()), EPOCHS, RATE, SIZES])
     results = Results(RESULTS / "early_rl.json", report)
     results.runs = [run for run in results.runs if run["spec"] == key]
-    done = {(run["mixture"], run["size"], run["arm"], run["mark"], run["seed"]) for run in results.runs}
+    done = {place_of(run) for run in results.runs}
     places: dict[tuple[str, str], list[tuple[str, int, int]]] = {}
     for mixture, size, arm, mark, seed in grid(args.parts, args.seeds):
         if (mixture, size, arm, mark, seed) not in done:
@@ -61,6 +62,12 @@ def main() -> None:
         data = data_of(mixture, size)
         models = base_model(parse_spec(data, str(SPEC)), data, keep=lambda path: path.name.startswith("tokens-"))
         spec = from_base(parse_spec(data, str(SPEC)), models / "policy")
+        # What others start from may be gone, on another machine or with the cache: then it is made again.
+        needed = {(other, mark, seed) for arm, mark, seed in todo for other in NEEDS.get(arm, ())}
+        lost = sorted(run for run in needed - set(todo) if not kept(models, *run).is_dir())
+        places_of_lost = {(mixture, size, *run) for run in lost}
+        results.runs = [run for run in results.runs if place_of(run) not in places_of_lost]
+        todo = lost + todo
         with tempfile.TemporaryDirectory() as scratch, started(spec, Path(scratch)) as bench:
             for arm, mark, seed in track(todo, f"{mixture}, {size}"):
                 run = carried_out(bench, data, models, arm, mark, seed)
@@ -68,6 +75,10 @@ def main() -> None:
     results.write()
     plot(results.runs, RESULTS / "early_rl.svg")
     print(table(report(results.runs)))
+
+
+def place_of(run: dict) -> tuple[str, str, str, int, int]:
+    return run["mixture"], run["size"], run["arm"], run["mark"], run["seed"]
 
 
 def grid(parts: Any, seeds: Any) -> list[tuple[str, str, str, int, int]]:

@@ -18,6 +18,9 @@ GENERAL = ("add_three", "add_two_digits")
 KEPT_LOSS = 0.02
 """Nats per token by which a general loss may rise and still count as kept."""
 
+F_975 = {1: 647.8, 2: 39.0, 3: 15.44, 4: 9.60, 5: 7.15, 6: 5.82, 7: 4.99}
+"""97.5 % quantiles of F with so many degrees of freedom above and below."""
+
 Values = dict[tuple[int, int], float]
 """(checkpoint, seed) to a metric."""
 
@@ -112,30 +115,52 @@ def claims(line: list[dict]) -> dict[str, dict[str, Any]]:
 
 
 def _judge_spread(line: list[dict], found: dict[str, dict[str, Any]]) -> None:
-    """Whether seeds of RL differ more from the earliest checkpoint than from the last; no interval of four seeds says
-    so, so it is told as a ratio."""
-    marks = sorted({run["mark"] for run in line})
-    spreads = [
-        float(np.std([run["pass@1"] for run in line if (run["arm"], run["mark"]) == ("RL", mark)] or [0], ddof=0))
-        for mark in marks
-    ]
-    if len(marks) > 1 and spreads[-1]:
-        verdict = "undecided" if spreads[0] < 2 * spreads[-1] else "reproduced"
-        shown = {str(mark): round(spread, 4) for mark, spread in zip(marks, spreads, strict=True)}
-        found["seeds differ more at the earliest checkpoint"] = {"verdict": verdict, "spread_by_checkpoint": shown}
+    """Whether seeds of RL differ more from the earliest checkpoint than from the last: an F test of the two variances,
+    two-sided at 5 %."""
+    values = {
+        mark: [run["pass@1"] for run in line if (run["arm"], run["mark"]) == ("RL", mark)]
+        for mark in sorted({run["mark"] for run in line})
+    }
+    seeds = {len(v) for v in values.values()}
+    if len(values) < 2 or len(seeds) > 1 or min(seeds) - 1 not in F_975:
+        return
+    spreads = {mark: float(np.std(v, ddof=1)) for mark, v in values.items()}
+    first, last, limit = spreads[min(spreads)] ** 2, spreads[max(spreads)] ** 2, F_975[min(seeds) - 1]
+    verdict = "reproduced" if first > limit * last else "not reproduced" if last > limit * first else "undecided"
+    shown = {str(mark): round(spread, 4) for mark, spread in spreads.items()}
+    found["seeds differ more at the earliest checkpoint"] = {"verdict": verdict, "spread_by_checkpoint": shown}
 
 
 def _corner(runs: Sequence[dict]) -> dict[str, Any]:
+    """RL from the end of pre-training by mixture and size, and which of the two moves its pass@1 more, by seed."""
     last = max((run["mark"] for run in runs), default=0)
-    found: dict[str, Any] = {}
+    by_place: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
         if run["mark"] == last and run["arm"] in ("base", "RL"):
-            place = found.setdefault(f"{run['mixture']}, {run['size']}", {})
-            place.setdefault(run["arm"], []).append(run["pass@1"])
-    for place in found.values():
-        for arm, values in place.items():
-            place[arm] = [round(x, 4) if x is not None else None for x in interval(values)]
+            place = by_place.setdefault(f"{run['mixture']}, {run['size']}", {})
+            place.setdefault(run["arm"], {})[run["seed"]] = run["pass@1"]
+    found: dict[str, Any] = {
+        place: {arm: _interval(list(values.values())) for arm, values in arms.items()}
+        for place, arms in by_place.items()
+    }
+    start, mixed, grown = (
+        by_place.get(p, {}).get("RL", {}) for p in ("general, small", "spelling, small", "general, large")
+    )
+    seeds = sorted(start.keys() & mixed.keys() & grown.keys())
+    if len(seeds) > 1:
+        gaps = {
+            "mixture": _interval([mixed[s] - start[s] for s in seeds]),
+            "size": _interval([grown[s] - start[s] for s in seeds]),
+            "mixture_minus_size": _interval([mixed[s] - grown[s] for s in seeds]),
+        }
+        _, low, high = gaps["mixture_minus_size"]
+        verdict = "the mixture" if low > 0 else "the size" if high < 0 else "undecided"
+        found["larger lever"] = {"verdict": verdict, **gaps}
     return found
+
+
+def _interval(values: list[float]) -> list[Any]:
+    return [None if x is None else round(x, 4) for x in interval(values)]
 
 
 def table(found: dict[str, Any]) -> str:
@@ -157,10 +182,20 @@ def table(found: dict[str, Any]) -> str:
             shown = ", ".join(f"{int(m) / 1e6:g} M: {s:.4f}" for m, s in judged["spread_by_checkpoint"].items())
         lines.append(f"| {claim} | {judged['verdict']} | {shown} |")
     lines += ["", "| mixture, size | pass@1 before RL | after |", "|---|---|---|"]
+    lever = found["corner"].get("larger lever")
     for place, arms in found["corner"].items():
-        before, after = (f"{100 * arms[a][0]:.1f}" if a in arms else "" for a in ("base", "RL"))
-        lines.append(f"| {place} | {before} | {after} |")
+        if place != "larger lever":
+            cells = (_points(arms[arm]) if arm in arms else "" for arm in ("base", "RL"))
+            lines.append(f"| {place} | {' | '.join(cells)} |")
+    if lever:
+        gaps = ", ".join(f"{name.replace('_', ' ')} {_points(lever[name])}" for name in lever if name != "verdict")
+        lines += ["", f"Larger lever: {lever['verdict']} ({gaps}, in points of pass@1 after RL)."]
     return "\n".join(lines)
+
+
+def _points(values: list[Any]) -> str:
+    mean, low, high = values
+    return f"{100 * mean:.1f}" + ("" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})")
 
 
 def _cell(scores: dict[str, Any], metric: str) -> str:

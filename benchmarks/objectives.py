@@ -25,6 +25,7 @@ from benchmarks.bench import Bench, Results, base_model, digest, from_base, star
 from benchmarks.objectives_figures import plot, report, table
 from cluster.checkpoint import RunDirectory
 from cluster.spec import load_spec
+from trainer.objective import ObjectiveSpec
 
 ARMS = {"RGRA": "rgra_paper", "GRPO": "grpo", "GRPO-pos": "grpo_pos", "RAFT": "raft", "REINFORCE": "reinforce"}
 """Named as in the paper; the presets hold its losses, divergence included."""
@@ -42,7 +43,7 @@ def main() -> None:
     logging.captureWarnings(True)
     disable_progress_bar()
     data = yaml.safe_load(SPEC.read_text())
-    key = digest(data)
+    key = digest([data, {arm: ObjectiveSpec(name=preset).model_dump() for arm, preset in ARMS.items()}, MINIBATCHES])
     results = Results(RESULTS / "objectives.json", report)
     results.runs = [run for run in results.runs if run["spec"] == key]
     done = {(run["arm"], run["mode"], run["seed"]) for run in results.runs}

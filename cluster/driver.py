@@ -182,7 +182,7 @@ class Driver(RecipeStages, Updates):
             self._serve_current_weights()  # while no update is under way
             clock.lap("publish_s")
         self.held += groups
-        self.update = self._begin_update(epoch, groups, [] if holds else self._batch(), budget)
+        self.update = self._begin_update(epoch, groups, None if holds else self._batch(), budget)
         self.epoch += 1
         if not self.spec.learner.stale_epochs:
             self._finish_update()

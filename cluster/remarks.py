@@ -15,27 +15,24 @@ def objective_remarks(spec: Spec) -> list[str]:
 
 
 def _reweighting(spec: Spec) -> list[str]:
-    """Groups of unequal size that give their prompts unequal weight (OBJECTIVES.md C2)."""
+    """Groups of unequal size that give their prompts unequal weight: by the advantage, c(n, p), and by a mean over
+    anything but prompts, which counts a prompt as often as it has responses."""
     a, objective = spec.allocator, spec.learner.objective
     assert a is not None
     small, large = a.unit_rollouts, a.max_group_rollouts
     weights = [prompt_weight(objective, n, SOLVED_SHARE) for n in (small, large)]
-    by_advantage = weights[1] / weights[0] if weights[0] > 0 else float("inf")
-    by_reduction = large / small if objective.reduction != "prompt_mean" else 1.0
-    remarks = []
-    if by_advantage > WORTH_TELLING:
-        remarks.append(
-            f"learner.objective.advantage: {objective.advantage} weighs a prompt that is solved {SOLVED_SHARE:.0%} of "
-            f"the time {by_advantage:.2g} times as much in a group of {large} as in one of {small}; leave_one_out "
-            "weighs both alike"
-        )
-    if by_reduction > WORTH_TELLING:
-        remarks.append(
-            f"learner.objective.reduction: {objective.reduction} weighs a prompt by its responses, "
-            f"{by_reduction:.2g} times as much in a group of {large} as in one of {small}; prompt_mean weighs both "
-            "alike"
-        )
-    return remarks
+    if objective.reduction != "prompt_mean":
+        weights = [weight * n for weight, n in zip(weights, (small, large), strict=True)]
+    fields = f"learner.objective.advantage: {objective.advantage} with reduction: {objective.reduction}"
+    if weights[0] <= 0:
+        return [f"{fields} learns nothing from groups of {small}, only from larger ones"] if weights[1] > 0 else []
+    ratio = weights[1] / weights[0]
+    if 1 / WORTH_TELLING <= ratio <= WORTH_TELLING:
+        return []
+    return [
+        f"{fields} weighs a prompt that is solved {SOLVED_SHARE:.0%} of the time {ratio:.2g} times as much in a group "
+        f"of {large} as in one of {small}; leave_one_out with prompt_mean weighs both alike"
+    ]
 
 
 def _off_policy(spec: Spec) -> list[str]:

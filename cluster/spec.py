@@ -6,6 +6,7 @@ YAML with `--set path=value` overrides, and turns every violation into one `BadI
 
 import difflib
 import os
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -75,7 +76,8 @@ class LimitsSpec(Section):
     """Longest wait for new weights to be in service on every engine."""
     dropped_updates: int = Field(default=3, ge=0, le=1_000_000)
     """Optimizer steps with a loss or gradient that is not finite, over the run; one more fails it. Such a step is
-    dropped and its batch written to `dropped/` in the run directory."""
+    dropped; the rollouts of a policy update are written to `dropped/` in the run directory, a supervised batch is a
+    function of the seed and the step that the journal names."""
 
 
 class Spec(Section):
@@ -146,7 +148,7 @@ class Spec(Section):
         a, objective = self.allocator, self.learner.objective
         if a is None or not self.rl_epochs:
             return self
-        alone = ("leave_one_out", "group_mean", "z_score", "maxrl", "pass_at_k")
+        alone = ("leave_one_out", "group_mean", "z_score", "batch_z", "maxrl", "pass_at_k")
         least = objective.pass_k if objective.advantage == "pass_at_k" else 2
         if objective.advantage in alone and a.max_group_rollouts < least:
             raise ValueError(
@@ -293,9 +295,15 @@ def _explain(error: ValidationError) -> list[str]:
         elif item["type"] == "missing":
             message = "missing; it has no default"
         elif "input" in item and not isinstance(item["input"], dict | list | BaseModel):
-            message += f" (got {_shown(item['input'])})"
+            message += f" (got {_shown(item['input'])}{_nearest_of(message, item['input'])})"
         lines.append(f"{field}: {message}")
     return lines
+
+
+def _nearest_of(message: str, value: Any) -> str:
+    """`; did you mean X?` for the choice nearest to a misspelled one, of those that pydantic's message lists."""
+    near = difflib.get_close_matches(str(value)[:100], re.findall(r"'([^']*)'", message), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near and message.startswith("Input should be") else ""
 
 
 def _path(loc: tuple) -> list[str]:

@@ -93,9 +93,9 @@ class RecipeStages:
             self.stage_done += int(figures["steps"])
             self._count(stage, elapsed, int(figures["tokens"]))
             if figures["dropped"]:
-                self.counters.updates_dropped += int(figures["dropped"])
-                self.run.journal("update_dropped", stage=self.stage_index, before_step=self.stage_done)
-                self._check_dropped(f"the last in the {stage.stage} stage before step {self.stage_done}")
+                self.counters.updates_dropped += len(figures["dropped"])
+                self.run.journal("update_dropped", stage=self.stage_index, steps=figures["dropped"])
+                self._check_dropped(f"the last was step {figures['dropped'][-1]} of the {stage.stage} stage")
             self.display.advance(self.stage_done, loss=figures.get("loss"))
             if self.stage_done - since >= every and self.stage_done < total:
                 since = self.stage_done

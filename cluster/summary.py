@@ -11,6 +11,7 @@ import numpy as np
 
 from cluster.spec import Spec
 from trainer.evaluation import verdict
+from trainer.stages import Budgeted
 from trainer.types import Group, Prompt
 
 
@@ -181,7 +182,7 @@ def summary(
             "before": shown[0] if shown else None,
             "after": shown[-1] if shown else None,
             "all": shown,
-            "verdict": verdict(evaluations[0], evaluations[-1]) if len(evaluations) > 1 else None,
+            "verdict": _verdict(spec, evaluations),
         },
         "speed": {
             "wall_s": counters.wall_s,
@@ -219,6 +220,16 @@ def summary(
 def without_counts(evaluation: dict) -> dict:
     """The evaluation without its counts by prompt: they are in the journal."""
     return {key: value for key, value in evaluation.items() if key != "counts"}
+
+
+def _verdict(spec: Spec, evaluations: Sequence[dict]) -> dict[str, Any] | None:
+    """The last evaluation against the one that the last rl or parallel stage started from; against the first without
+    such a stage or an evaluation before it."""
+    if len(evaluations) < 2:
+        return None
+    learned = [i for i, stage in enumerate(spec.recipe) if isinstance(stage, Budgeted)]
+    before = [e for e in evaluations[:-1] if learned and e["stage"] < learned[-1]]
+    return verdict((before or evaluations)[-1 if before else 0], evaluations[-1])
 
 
 def _mean(values: Any) -> float:

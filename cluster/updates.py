@@ -54,16 +54,17 @@ class Updates:
             self.run.add_model(name, lambda directory: self._learner("export", str(directory)))
         self._learner("refer_to", str(self.run.models / name))
 
-    def _begin_update(self, epoch: int, groups: list[Group], batch: list[Group], budget: dict) -> Update:
-        """Have the learner work on a batch; on an empty one it has nothing to do."""
+    def _begin_update(self, epoch: int, groups: list[Group], batch: list[Group] | None, budget: dict) -> Update:
+        """Have the learner work on a batch; on an empty one it has nothing to do but the SFT half of a parallel stage.
+        None: the epoch's groups are held for a later batch, and nothing is learned."""
         calls = []
         method, *args = self._update_call()
-        if batch or self._has_sft_half():
+        if batch or (batch is not None and self._has_sft_half()):
             import ray
 
             stored = ray.put(batch)
             calls = [getattr(rank, method).remote(stored, *args) for rank in self.actors.ranks]
-        return Update(epoch, groups, batch, budget, self.clock.laps, method, calls)
+        return Update(epoch, groups, batch or [], budget, self.clock.laps, method, calls)
 
     def _finish_update(self) -> None:
         """Wait for the learner; with that the batch's epoch is over. Without any difference in reward, or with a loss

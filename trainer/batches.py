@@ -110,11 +110,18 @@ def language_samples(examples: Sequence[tuple[list[int], int]]) -> list[Sample]:
     ]
 
 
-def minibatches(groups: Sequence[Group], count: int) -> list[range]:
-    """Consecutive runs of groups, as equal in number as possible, none empty."""
+def minibatches(groups: Sequence[Group], count: int, seed: Sequence[int] = (0,)) -> list[list[int]]:
+    """Indices of the groups in parts as equal in number as possible, none empty; one part keeps their order.
+
+    Which group falls into which part is drawn: groups come in the allocator's order of priority, and a step on the
+    first of them alone would be no sample of the epoch.
+    """
     count = min(count, len(groups))
+    if count < 2:
+        return [list(range(len(groups)))] if groups else []
+    order = np.random.default_rng(seed).permutation(len(groups)).tolist()
     edges = [round(i * len(groups) / count) for i in range(count + 1)]
-    return [range(a, b) for a, b in itertools.pairwise(edges)]
+    return [sorted(order[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 PASS_TOKENS = 128

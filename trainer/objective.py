@@ -110,7 +110,16 @@ class ObjectiveSpec(Section):
             near = difflib.get_close_matches(str(name).lower().replace("-", "_"), PRESETS, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"name: there is no preset {str(name)[:40]!r}{hint} (known: {', '.join(PRESETS)})")
-        return {**PRESETS[name], **data}
+        filled = {**PRESETS[name], **data}
+        # Taking one half of a pair back takes back what the preset has put beside it.
+        for field, beside, nothing in (
+            ("kl", "kl_coefficient", "none"), ("overlong_share", "overlong_penalty", 0),
+        ):  # fmt: skip
+            if data.get(field) == nothing and beside not in data:
+                filled[beside] = 0
+            if data.get(beside) == 0 and field not in data:
+                filled[field] = nothing
+        return filled
 
     @property
     def has_loss_of_its_own(self) -> bool:
@@ -130,7 +139,13 @@ class ObjectiveSpec(Section):
                 known = (type(self).model_fields[field].default, PRESETS[self.name].get(field))
                 if getattr(self, field) not in known:
                     raise ValueError(f"{field} = {getattr(self, field)} has no effect with {without}")
-        if self.sign == "positive" and self.advantage in ("raw", "best"):
+        shaped = [name for name, used in (("kl: k1_reward", self.kl == "k1_reward"),
+                                          ("overlong_penalty", self.overlong_penalty > 0)) if used]  # fmt: skip
+        if shaped and self.advantage in ("maxrl", "pass_at_k", "best"):
+            raise ValueError(
+                f"advantage: {self.advantage} tells right from wrong by the reward itself, which {shaped[0]} changes"
+            )
+        if self.sign == "positive" and self.advantage in ("raw", "best") and not shaped:
             raise ValueError(f"sign: positive has no effect on advantage: {self.advantage}, which is never negative")
         if self.ratio == "gspo" and self.reduction != "sequence_mean":
             raise ValueError(

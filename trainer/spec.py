@@ -163,7 +163,7 @@ class LearnerSpec(Section):
     """Passes over an epoch's groups; 1 is on-policy."""
     stale_epochs: int = Field(default=0, ge=0, le=1)
     """1: the rollouts of an epoch are sampled while the learner works on the epoch before, under the weights that this
-    began with; 0 is on-policy."""
+    began with; 0 is on-policy. A checkpoint waits for the learner, so the epoch after one is on-policy."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """Peak learning rate of RL."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -29,6 +29,19 @@ def test_a_mean_over_responses_is_told_with_its_factor():
     assert "2 times as much in a group of 8 as in one of 4" in found
 
 
+def test_a_weight_that_falls_with_the_size_is_told_too():
+    """c(8, 0.1) / c(4, 0.1) of the best response is 0.712 / 0.860 = 0.83, and a mean over responses doubles it."""
+    (found,) = remarks(objective={"name": "raft"})
+    assert "1.7 times as much" in found
+    (found,) = remarks(objective={"advantage": "best"})
+    assert "0.83 times as much" in found
+
+
+def test_groups_that_teach_nothing_are_told():
+    (found,) = remarks({"unit_rollouts": 1}, objective={})
+    assert "learns nothing from groups of 1" in found
+
+
 def test_groups_of_one_size_need_no_remark():
     equal = {"max_units_per_prompt": 1}
     assert remarks(equal, objective={"advantage": "z_score", "reduction": "token_mean"}) == []

@@ -47,7 +47,8 @@ def expected_weights(sizes: list[int], p: list[float], objective: ObjectiveSpec)
     for q, n in enumerate(sizes):
         total = 0.0
         for outcome in itertools.product([0.0, 1.0], repeat=n):
-            rewards = [np.array(outcome) if i == q else np.zeros(size) for i, size in enumerate(sizes)]
+            # The others' rewards differ among themselves, so that whatever is borrowed from them is really borrowed.
+            rewards = [np.array(outcome) if i == q else np.arange(size) % 2.0 for i, size in enumerate(sizes)]
             groups = [group_of(r, i) for i, r in enumerate(rewards)]
             for group in groups:
                 group.believed = 0.4
@@ -210,6 +211,29 @@ def test_every_estimator_is_finite_on_singletons_pairs_and_equal_rewards(name, g
     found = advantages(ObjectiveSpec(advantage=name), rewards, [0.5] * len(rewards))
     assert [len(a) for a in found] == [len(r) for r in rewards]
     assert all(np.isfinite(a).all() for a in found)
+
+
+PAIR = {
+    "leave_one_out": [1, -1], "group_mean": [0.5, -0.5], "z_score": [0.5**0.5, -(0.5**0.5)], "maxrl": [1, -1],
+    "raw": [1, 0], "best": [1, 0], "pass_at_k": [0, 0], "history": [0.6, -0.4], "batch_z": [1, -1],
+    "shrinkage": [1, -1],
+}  # fmt: skip
+"""Of a right and a wrong response alone in the batch; pass@2 of the two is certain, and believed was 0.4."""
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_pair_has_the_documented_values(name):
+    (found,) = advantages(
+        ObjectiveSpec(advantage=name, **({"pass_k": 2} if name == "pass_at_k" else {})), [np.array([1.0, 0.0])], [0.4]
+    )
+    assert found == pytest.approx(PAIR[name], rel=1e-4)
+
+
+def test_batch_z_divides_by_the_deviation_of_all_rewards():
+    rewards = [np.array([1.0, 0.0]), np.array([1.0, 1.0, 0.0])]
+    found = advantages(ObjectiveSpec(advantage="batch_z"), rewards, [0.5, 0.5])
+    deviation = np.array([1, 0, 1, 1, 0]).std()
+    assert np.concatenate(found) == pytest.approx(np.array([1 / 2, -1 / 2, 1 / 3, 1 / 3, -2 / 3]) / deviation, rel=1e-4)
 
 
 SINGLETON = {"raw": 0.8, "best": 1.0, "history": 0.3, "shrinkage": 0.8 - 0.25}

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batches import PASS_TOKENS, Sample, collate, minibatches, samples, split
+from trainer.batches import PASS_TOKENS, Sample, collate, group_advantages, minibatches, samples, split
 from trainer.objective import ObjectiveSpec
-from trainer.objectives import token_losses
+from trainer.objectives import batch_losses
 from trainer.policy import Policy
 from trainer.schedule import learning_rate
 from trainer.types import Group
@@ -125,14 +125,37 @@ def test_no_rows_make_one_padding_row_of_weight_zero(policy):
 # minibatches
 
 
-@given(st.integers(1, 60), st.integers(1, 70))
-def test_minibatches_cover_all_groups_in_order_none_empty_and_about_equal(groups, count):
-    parts = minibatches([GROUPS[0]] * groups, count)
-    assert [i for part in parts for i in part] == list(range(groups))
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 9))
+def test_minibatches_cover_all_groups_none_empty_and_about_equal(groups, count, seed):
+    parts = minibatches([GROUPS[0]] * groups, count, seed=[seed])
+    assert sorted(i for part in parts for i in part) == list(range(groups))
     assert len(parts) == min(count, groups)
     sizes = [len(part) for part in parts]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
+    assert parts == minibatches([GROUPS[0]] * groups, count, seed=[seed])
+
+
+def test_a_minibatch_is_a_sample_of_the_epoch_and_not_its_first_groups():
+    """Groups come in the allocator's order of priority."""
+    means = [np.mean(minibatches([GROUPS[0]] * 40, 4, seed=[seed])[0]) for seed in range(100)]
+    assert np.mean(means) == pytest.approx(19.5, abs=2)
+    assert minibatches([GROUPS[0]] * 5, 1, seed=[3]) == [[0, 1, 2, 3, 4]]
+
+
+# Advantages of a batch.
+
+
+def test_what_the_objective_takes_off_a_reward_comes_before_the_advantage():
+    group = group_of([10, 20], 0)
+    group.rewards[:] = 1.0
+    group.believed = 0.0
+    reference = group.logprobs - 0.5
+    shaped = ObjectiveSpec(advantage="history", overlong_share=0.5, overlong_penalty=1.0)
+    assert group_advantages([group], shaped, longest=20)[0] == pytest.approx([1.0, 0.0])
+    divergent = ObjectiveSpec(advantage="history", kl="k1_reward", kl_coefficient=0.01)
+    found = group_advantages([group], divergent, longest=20, reference=[reference])[0]
+    assert found == pytest.approx([1 - 0.01 * 0.5 * 10, 1 - 0.01 * 0.5 * 20], rel=1e-5)
 
 
 # The whole way from groups to a gradient.
@@ -156,8 +179,8 @@ def gradient(policy: Policy, cut: list[list[int]], batch: list[Sample], objectiv
     policy.zero_grad()
     for rows in cut:
         micro = collate([batch[i] for i in rows], pad_id=0)
-        logprobs, _ = policy(micro.token_ids, micro.targets)
-        (token_losses(objective, logprobs, micro.logprobs, micro.advantages) * micro.weights).sum().backward()
+        logprobs, entropy = policy(micro.token_ids, micro.targets)
+        (batch_losses(objective, False, logprobs, entropy, micro) * micro.weights).sum().backward()
     return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
@@ -167,10 +190,17 @@ def whole(policy: Policy, objective: ObjectiveSpec, groups: list[Group]) -> torc
     return gradient(policy, [list(range(len(batch)))], batch, objective)
 
 
-@pytest.mark.parametrize("reduction", ["prompt_mean", "sequence_mean", "token_mean"])
-@pytest.mark.parametrize("name", ["rgra", "grpo"])
-def test_the_gradient_does_not_depend_on_micro_batches_ranks_or_order(policy, name, reduction):
-    objective = ObjectiveSpec(name=name, reduction=reduction)
+CUT = [
+    *({"reduction": reduction} for reduction in ("prompt_mean", "sequence_mean", "token_mean", "fixed_length")),
+    {"name": "grpo"}, {"name": "dapo"}, {"name": "gspo", "clip_high": 1.0, "clip_low": 1.0}, {"name": "cispo"},
+    {"mismatch": "tis", "mismatch_level": "sequence", "mismatch_high": 1e6}, {"entropy_coefficient": 0.1},
+]  # fmt: skip
+"""gspo and a mismatch by sequence are the ones that look at whole responses."""
+
+
+@pytest.mark.parametrize("fields", CUT, ids=str)
+def test_the_gradient_does_not_depend_on_micro_batches_ranks_or_order(policy, fields):
+    objective = ObjectiveSpec(**fields)
     expected = whole(policy, objective, GROUPS)
     assert expected.abs().max() > 1e-4
     batch = samples(GROUPS, [prompt_of(g.prompt) for g in GROUPS], objective)
@@ -179,6 +209,21 @@ def test_the_gradient_does_not_depend_on_micro_batches_ranks_or_order(policy, na
         parts = [gradient(policy, share, batch, objective) for share in split(lengths, budget, ranks)]
         torch.testing.assert_close(sum(parts), expected, rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(whole(policy, objective, GROUPS[::-1]), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_positive_only_has_no_gradient_from_below_the_baseline_but_that_of_the_divergence(policy):
+    """Fidelity test 2, from groups to gradient: the response that failed alone, its siblings' tokens left out."""
+    group = group_of([4, 3], 2)
+    group.rewards[:] = [1.0, 0.0]
+
+    def of_the_failure(**fields) -> torch.Tensor:
+        objective = ObjectiveSpec(name="grpo_pos", **fields)
+        reference = [group.logprobs - 0.3]
+        batch = samples([group], [[1, 2]], objective, reference=reference)
+        return gradient(policy, [[1]], batch, objective)
+
+    assert of_the_failure(kl="none").abs().max() == 0
+    assert of_the_failure(kl="k3", kl_coefficient=0.1).abs().max() > 1e-5
 
 
 def test_a_group_without_differences_moves_nothing_but_counts_among_the_prompts(policy):

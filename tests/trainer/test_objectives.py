@@ -151,6 +151,40 @@ def micro_batch(old, taken, advantages, reference) -> MicroBatch:
     )
 
 
+def terms(objective: ObjectiveSpec, on_policy: bool = False) -> list[float]:
+    """The loss of two tokens by hand-set figures: log pi -1 and -2, pi_old -1.5 and -1, engine -2 and -1, reference -3
+    and -1, entropy 0.5 and 0.25, advantages 2 and -1, responses of their own."""
+    none = torch.zeros(0)
+
+    def flat(*values: float) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    micro = MicroBatch(
+        none, none, flat(-2, -1), flat(2, -1), flat(0.5, 0.5), flat(-1.5, -1), flat(-3, -1), torch.tensor([0, 1])
+    )
+    return batch_losses(objective, on_policy, flat(-1, -2), flat(0.5, 0.25), micro).tolist()
+
+
+def test_every_term_of_the_loss_has_the_value_written_by_hand():
+    e = np.exp
+    assert terms(ObjectiveSpec()) == pytest.approx([2, -2])
+    assert terms(ObjectiveSpec(entropy_coefficient=0.1)) == pytest.approx([2 - 0.05, -2 - 0.025])
+    assert terms(ObjectiveSpec(kl="k2", kl_coefficient=0.1)) == pytest.approx([2 + 0.1 * 2, -2 + 0.1 * 0.5])
+    k3 = [e(-2) + 2 - 1, e(1) - 1 - 1]
+    assert terms(ObjectiveSpec(kl="k3", kl_coefficient=0.1)) == pytest.approx([2 + 0.1 * k3[0], -2 + 0.1 * k3[1]])
+    free = {"clip_low": 1.0, "clip_high": 100.0}
+    assert terms(ObjectiveSpec(ratio="token_clip", **free)) == pytest.approx([-2 * e(0.5), e(-1)])
+    assert terms(ObjectiveSpec(ratio="token_clip", **free), on_policy=True) == pytest.approx([-2, 1])
+
+
+def test_without_a_ratio_the_mismatch_is_of_the_policy_as_it_is_and_with_one_of_the_policy_as_it_was():
+    e = np.exp
+    assert terms(ObjectiveSpec(mismatch="tis", mismatch_high=100)) == pytest.approx([2 * e(1), -2 * e(-1)])
+    free = {"clip_low": 1.0, "clip_high": 100.0, "mismatch": "tis", "mismatch_high": 100}
+    both = terms(ObjectiveSpec(ratio="token_clip", **free))
+    assert both == pytest.approx([-2 * e(0.5) * e(0.5), e(-1) * e(0)])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_a_finite_gradient_off_policy(preset):
     old, taken, advantages = batch(6)
@@ -251,6 +285,8 @@ def test_a_resolved_preset_reads_back_as_itself(preset):
         ({"name": "reinforce", "sign": "positive"}, "sign: positive has no effect"),
         ({"kl": "k2"}, "contradict each other"),
         ({"kl_coefficient": 0.1}, "contradict each other"),
+        ({"name": "maxrl", "kl": "k1_reward", "kl_coefficient": 0.1}, "tells right from wrong by the reward itself"),
+        ({"name": "raft", "overlong_share": 0.1, "overlong_penalty": 1}, "tells right from wrong by the reward itself"),
         ({"mismatch_high": 3.0}, "mismatch_high = 3.0 has no effect"),
         ({"pass_k": 8}, "pass_k = 8 has no effect"),
         ({"overlong_share": 0.1}, "need each other"),
@@ -264,3 +300,6 @@ def test_choices_that_make_no_sense_are_refused_with_the_reason(fields, message)
 
 def test_a_preset_with_one_choice_taken_back_is_no_contradiction():
     assert ObjectiveSpec(name="dapo", ratio="none").clip_high == 0.28
+    assert ObjectiveSpec(name="grpo", kl="none").kl_coefficient == 0
+    assert ObjectiveSpec(name="grpo", kl_coefficient=0).kl == "none"
+    assert ObjectiveSpec(name="dapo", overlong_share=0).overlong_penalty == 0
