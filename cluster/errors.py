@@ -6,5 +6,5 @@ class RunFailed(RuntimeError):
 
 
 class ActorLost(RunFailed):
-    """A process of the run died or does not answer. What it held is in the newest checkpoint and the stored rollouts: the
+    """A process of the run died or does not answer. What it held is in the newest checkpoint and stored rollouts: the
     run can go back there with new actors."""
