@@ -4,12 +4,13 @@
 three of them.
 """
 
+import contextlib
 import itertools
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -63,16 +64,13 @@ def undisturbed(tmp_path_factory) -> dict[str, RunDirectory]:
 
 
 def pids(kind: str) -> list[int]:
-    """Processes of this machine that Ray has given the name of an actor class."""
+    """Processes below this one that Ray has given the name of an actor class: the machine may hold other runs."""
+    below = psutil.Process().children(recursive=True)
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue  # it has ended meanwhile
-            if name.startswith(f"ray::{kind}"):
-                found.append(int(entry.name))
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            if process.cmdline()[0].startswith(f"ray::{kind}"):
+                found.append(process.pid)
     return sorted(found)
 
 
