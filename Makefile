@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUICKSTART := runs/quickstart
 
-.PHONY: run test test-fast check setup smollm2 bench clean
+.PHONY: run test test-fast chaos check setup smollm2 bench clean
 
 run: setup  ## set up, then train the quickstart into runs/quickstart; an unfinished one is continued
 	@if [ -f $(QUICKSTART)/summary.json ]; then mv $(QUICKSTART) $(QUICKSTART)-$$(date +%Y%m%d-%H%M%S); fi
@@ -15,6 +15,9 @@ test: setup check  ## set up, then everything: style, types, imports, all tests
 
 test-fast: setup  ## what needs neither vLLM, Ray nor DeepSpeed
 	$(BIN)/python -m pytest -m "not stack"
+
+chaos: setup  ## every kind of process killed and hung in every phase of a run; about an hour
+	$(BIN)/python -m pytest -m "stack or chaos" tests/cluster/test_survive.py
 
 check: setup  ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from cluster.errors import RunFailed
+from cluster.errors import ActorLost, RunFailed
 from trainer.stages import OWN_EXPORTS
 from trainer.types import COLUMNS, BadInput, Group
 
@@ -179,6 +179,8 @@ class RunDirectory:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(beside, final)
             _flush(self.checkpoints)
+        except ActorLost:
+            raise
         except (OSError, SafetensorError, RunFailed) as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise RunFailed(f"{final}: the checkpoint cannot be written: {error}") from error

@@ -84,8 +84,12 @@ class Driver(RecipeStages, Updates):
         self.bubbles.export(self.run.models / "drafter")
         self.run.journal("run_finished", epochs=self.epoch, spent_rollouts=self.counters.rollouts)
         self._count_wall()
-        sampled = sum(sum(e["rollouts"]) for e in self.run.events() if e["event"] == "decided")
-        result = summary(self.spec, self.counters, self.evaluations, self.epoch, self.actors.versions, sampled)
+        events = self.run.events()
+        sampled = sum(sum(e["rollouts"]) for e in events if e["event"] == "decided")
+        restarts = sum(e["event"] == "restarted" for e in events)
+        result = summary(
+            self.spec, self.counters, self.evaluations, self.epoch, self.actors.versions, sampled, restarts
+        )
         write_atomically(self.run.path / "summary.json", json.dumps(result, indent=1))
         return result
 

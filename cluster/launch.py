@@ -18,6 +18,7 @@ from actors.seeds import derive_seed
 from cluster.checkpoint import RunDirectory, write_atomically
 from cluster.display import Display
 from cluster.driver import Driver
+from cluster.errors import ActorLost
 from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
@@ -88,14 +89,30 @@ def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
 
 def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) -> dict[str, Any]:
     prepared = Prepared(spec, run)
-    with (
-        _logged_to(run.logs / "driver.log"),
-        contextlib.closing(_metrics(spec)) as metrics,
-        Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster,
-    ):
+    with _logged_to(run.logs / "driver.log"), contextlib.closing(_metrics(spec)) as metrics:
         display.note(f"metrics at http://127.0.0.1:{metrics.port}/metrics")
         for remark in objective_remarks(spec):
             display.note(remark)
+        for left in range(spec.limits.restarts, -1, -1):
+            try:
+                return _with_actors(spec, run, prepared, metrics, display, began)
+            except ActorLost as error:
+                # A run that has never stood has nothing to go back to; the next start would fail like this one.
+                if not left or not (run.path / "spec.yaml").is_file():
+                    raise
+                run.mend_lines()
+                run.journal("restarted", reason=str(error), left=left - 1)
+                metrics.restarted()
+                display.note(f"{error}; goes back to the newest checkpoint with new actors")
+                began = time.perf_counter()
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _with_actors(
+    spec: Spec, run: RunDirectory, prepared: Prepared, metrics: Metrics, display: Display, began: float
+) -> dict[str, Any]:
+    """The run from its newest checkpoint, or from its beginning, with actors of its own."""
+    with Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster:
         display.stage("start", 1, "cluster")
         actors = cluster.start({"train": prepared.pools.train, "heldout": prepared.pools.heldout})
         display.advance(1)

@@ -121,6 +121,7 @@ METRICS = (
         "bubbles.critical_s",
     ),
     Metric("tailrace_drafter_loss", Gauge, "Loss of the newest micro-step.", "bubbles.drafter_loss"),
+    Metric("tailrace_restarts_total", Counter, "Times that this process went back to a checkpoint with new actors."),
     Metric("tailrace_tokens_per_second", Gauge, "Response tokens per second of the epoch's rollout phase."),
 )
 
@@ -150,6 +151,10 @@ class Metrics:
                 self._observe(metric, value)
         if (speed := row.get("time", {}).get("tokens_per_s")) is not None:
             self._of["tailrace_tokens_per_second"].set(speed)
+
+    def restarted(self) -> None:
+        """The run goes back to its newest checkpoint with new actors."""
+        self._of["tailrace_restarts_total"].inc()
 
     def stage(self, name: str) -> None:
         """The run is in this stage now."""

@@ -18,7 +18,7 @@ from actors.seeds import derive_seed
 from cluster.allocation import allocator_arguments
 from cluster.bundles import bundles
 from cluster.checkpoint import RunDirectory
-from cluster.errors import RunFailed
+from cluster.errors import ActorLost, RunFailed
 from cluster.heads import speculation, tap
 from cluster.spec import Spec
 from trainer.types import Prompt
@@ -249,20 +249,30 @@ def reserve(wanted: Sequence[dict[str, float]], timeout_s: float) -> Any:
 
 
 def wait(refs: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
-    """Results of Ray calls. Raises RunFailed naming `what` on the deadline and the cause on an error in an actor."""
+    """Results of Ray calls. Raises ActorLost naming `what` on the deadline and where a process has died, RunFailed with
+    the cause on an error inside an actor."""
     import ray
 
     try:
         return ray.get(list(refs), timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
-        raise RunFailed(f"waited {timeout_s:g} s for {what}") from error
+        raise ActorLost(f"waited {timeout_s:g} s for {what}") from error
     except ray.exceptions.RayTaskError as error:
         cause: Any = error
         while isinstance(cause, ray.exceptions.RayTaskError) and getattr(cause, "cause", None) is not None:
             cause = cause.cause  # an actor that called an actor
-        raise RunFailed(f"{what}: {type(cause).__name__}: {cause}") from error
+        # An actor that called one which died has only failed with it.
+        kind = ActorLost if isinstance(cause, ray.exceptions.RayError) else RunFailed
+        raise kind(f"{what}: {type(cause).__name__}: {_first_line(cause)}") from error
     except ray.exceptions.RayError as error:
-        raise RunFailed(f"{what}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise ActorLost(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Any) -> str:
+    """What Ray says of a dead actor goes on for a page."""
+    import ray
+
+    return str(error).splitlines()[0] if isinstance(error, ray.exceptions.RayError) else str(error)
 
 
 def _listed(resources: dict[str, float]) -> str:

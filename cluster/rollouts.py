@@ -7,7 +7,7 @@ from typing import Any
 from actors.requests import GroupRequest, Sampling
 from cluster.bubbles import Bubbles
 from cluster.dispatch import Dispatcher
-from cluster.errors import RunFailed
+from cluster.errors import ActorLost
 from cluster.lengths import Lengths
 from cluster.moves import Mover
 from cluster.placement import wait
@@ -42,7 +42,8 @@ class Rollouts:
     ) -> list[Group]:
         """Sample all groups, those with the longest responses first; they come back in the order of the requests.
 
-        Raises RunFailed when a worker fails, and when no group has come back for limits.rollout_timeout_s.
+        Raises RunFailed when a worker fails, ActorLost when it dies and when no group has come back for
+        limits.rollout_timeout_s.
         """
         import ray
 
@@ -78,7 +79,7 @@ class Rollouts:
             self._check_stop()
             if time.monotonic() - last_heard > limit:
                 open_groups = f"waiting for {busy}, of these responses moved: {holders}"
-                raise RunFailed(f"no group came back for limits.rollout_timeout_s = {limit:g} s; {open_groups}")
+                raise ActorLost(f"no group came back for limits.rollout_timeout_s = {limit:g} s; {open_groups}")
         self._bubbles.over()
         return [groups[request.id] for request in requests]
 

@@ -74,6 +74,9 @@ class LimitsSpec(Section):
     """Longest wait for one learner call: an update, a batch of pre-training steps, a checkpoint."""
     publish_timeout_s: float = Field(default=300, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for new weights to be in service on every engine."""
+    restarts: int = Field(default=3, ge=0, le=1_000_000)
+    """Times that this process may go back to the newest checkpoint with new actors after one died or stopped answering;
+    once more fails the run, which `tailrace resume` then continues."""
     dropped_updates: int = Field(default=3, ge=0, le=1_000_000)
     """Optimizer steps with a loss or gradient that is not finite, over the run; one more fails it. Such a step is
     dropped; the rollouts of a policy update are written to `dropped/` in the run directory, a supervised batch is a

@@ -27,7 +27,6 @@ class Counters:
     updates_dropped: int = 0
     """Optimizer steps with a loss or gradient that was not finite."""
     checkpoints: int = 0
-    restarts: int = 0
     wall_s: float = 0.0
     rollout_s: float = 0.0
     learn_s: float = 0.0
@@ -155,7 +154,7 @@ def metrics_row(
 
 def summary(
     spec: Spec, counters: Counters, evaluations: Sequence[dict], epochs: int, versions: dict[str, str],
-    sampled_rollouts: int,
+    sampled_rollouts: int, restarts: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Content of summary.json. `sampled_rollouts` counts every training rollout that was dispatched; those of rollout
     phases that a kill cut short are lost and were sampled again without being spent twice."""
@@ -212,7 +211,7 @@ def summary(
             "critical_s": counters.drafter_critical_s,
             "training_ended": counters.training_ended,
         },
-        "restarts": counters.restarts,
+        "restarts": restarts,
         "versions": {**versions, "tailrace": version("tailrace"), "python": platform.python_version()},
     }
 
