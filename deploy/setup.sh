@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes .venv: tailrace with the gpu or cpu extra, whichever this machine has, and what the tests need.
-# Called by the Makefile; needs Python >= 3.11 and a C++ compiler. PYTHON chooses the interpreter.
+# Called by the Makefile and the Dockerfiles; needs Python >= 3.11 and a C++ compiler. PYTHON chooses the interpreter,
+# EXTRA the extra.
 set -eu
 
 python=${PYTHON:-python3}
@@ -13,6 +14,7 @@ venv=${VENV:-.venv}
 command -v g++ >/dev/null || { echo "setup: no g++ found; DeepSpeed compiles a small helper with it" >&2; exit 1; }
 
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then extra=gpu; else extra=cpu; fi
+extra=${EXTRA:-$extra}
 echo "setup: installing tailrace[$extra,dev] into $venv (a minute or two)"
 
 "$python" -m venv "$venv"
