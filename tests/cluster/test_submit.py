@@ -99,8 +99,8 @@ def spec_path(small: dict, tmp_path: Path) -> Path:
     """A run that takes both cores, with a reward module and a JSONL file of the submitter's machine."""
     small["run"] |= {"directory": str(tmp_path / "runs"), "name": "a"}
     small["task"]["sources"] = [jsonl_source(tmp_path / "sums.jsonl")]
-    small["recipe"] = [{"stage": "rl", "epochs": 120}]
-    small["allocator"] |= {"budget_rollouts": 960, "max_rollouts_per_epoch": 8}
+    small["recipe"] = [{"stage": "rl", "epochs": 1000}]
+    small["allocator"] |= {"budget_rollouts": 8000, "max_rollouts_per_epoch": 8}
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(small))
     return path
@@ -110,33 +110,39 @@ def test_a_run_is_submitted_once_stopped_moved_and_continued_while_others_wait(h
     run_dir, store = tmp_path / "runs" / "a", tmp_path / "store"
     submit = ("submit", spec_path, "--storage", f"file://{store}")
     assert "submitted a;" in head.tailrace(*submit)
+    followed = head.start("logs", "a", "--follow")
     assert "a is there on this cluster" in head.tailrace(*submit, code=2)
     assert "refuses the token" in head.tailrace("list", code=2, RAY_AUTH_TOKEN="00" * 32)
 
-    followed = head.start("logs", "a", "--follow")
     until("a checkpoint in the store", lambda: list(store.glob("checkpoints/*/manifest.json")))
     for name in ("b", "c"):
-        head.tailrace("submit", spec_path, "--set", f"run.name={name}")
+        short = ("--set", f"run.name={name}", "--set", "recipe.0.epochs=4", "--set", "allocator.budget_rollouts=32")
+        head.tailrace("submit", spec_path, *short)
     until("b to wait for room", lambda: "waits for room: 2 bundles" in head.tailrace("status", "b"))
-    rows = {row["run"]: row for row in json.loads(head.tailrace("list", "--json"))}
-    assert rows.keys() == {"a", "b", "c"}
-    for name in ("b", "c"):
-        assert f"{name}: stopped" in head.tailrace("stop", name)
+    assert {row["run"] for row in json.loads(head.tailrace("list", "--json"))} == {"a", "b", "c"}
+    assert "c: stopped" in head.tailrace("stop", "c")
 
     assert "a: stopped" in head.tailrace("stop", "a")
     printed, _ = followed.communicate(timeout=SLACK_S)
     assert followed.returncode == 130, printed
     assert "a: stopped" in printed
-    events = [json.loads(line)["event"] for line in (store / "journal.jsonl").read_text().splitlines()]
-    assert events[-2:] == ["checkpoint", "interrupted"]
+    assert happened(store)[-2:] == ["checkpoint", "interrupted"]
+    assert "b: succeeded" in head.tailrace("logs", "b", "--follow")
+    summary = json.loads((tmp_path / "runs" / "b" / "summary.json").read_text())
+    assert (summary["status"], summary["rollouts"]["spent"], summary["rollouts"]["lost"]) == ("finished", 32, 0)
+    assert "b has finished on this cluster" in head.tailrace("submit", spec_path, *short, "--set", "run.name=b", code=2)
 
     shutil.rmtree(run_dir)  # as on another machine
-    printed = head.tailrace(*submit, "--follow")
-    assert "submitted a~2;" in printed
-    assert "a: succeeded" in printed
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["rollouts"]["spent"], summary["rollouts"]["lost"]) == ("finished", 960, 0)
-    events = [json.loads(line)["event"] for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    assert "submitted a~2;" in head.tailrace(*submit)
+    until(
+        "the resumed run's checkpoint", lambda: "checkpoint" in happened(store)[happened(store).index("interrupted") :]
+    )
+    assert "a: stopped" in head.tailrace("stop", "a")
+    events = happened(run_dir)
     assert (events.count("run_started"), events.count("run_resumed")) == (1, 1)
-    assert (store / "models" / "policy" / "model.safetensors").is_file()
-    assert "a has finished on this cluster" in head.tailrace(*submit, code=2)
+    assert events[-2:] == ["checkpoint", "interrupted"]
+
+
+def happened(run_dir: Path) -> list[str]:
+    """Names of the events in the journal, in order."""
+    return [json.loads(line)["event"] for line in (run_dir / "journal.jsonl").read_text().splitlines()]
