@@ -96,7 +96,7 @@ def _cgroup_memory_bytes() -> float:
 
 def _ray_nodes(address: str) -> list[Node]:
     """Asked in a process of its own: a connection attempt to nowhere can then be ended, and leaves nothing behind."""
-    _knock(address)
+    knock(address)
     try:
         answer = subprocess.run(
             [sys.executable, "-c", _ASK_RAY, address],
@@ -114,7 +114,8 @@ def _ray_nodes(address: str) -> list[Node]:
     return [Node(r.get("CPU", 0), r.get("GPU", 0), r.get("memory", 0)) for r in resources]
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
+    """Raises ConnectionError when nothing listens at host:port within KNOCK_TIMEOUT_S."""
     host, _, port = address.rpartition(":")
     if not host:
         return  # `auto`, which Ray resolves

@@ -1,16 +1,17 @@
 """The command line: `tailrace train|resume|plan|evaluate|...`.
 
-Commands import what they need when they run, so that `tailrace --help` answers at once. `_errors_as_exit_codes` is the
-one place where exceptions become exit codes: 0 good, 1 failed, 2 bad input, 130 interrupted.
+Commands import what they need when they run, so that `tailrace --help` answers at once.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cluster.cli_jobs import jobs
+from cluster.exits import errors_as_exit_codes
 
 if TYPE_CHECKING:
     from allocator.simulator.report import Report
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing rich alone takes longer than the 0.5 s that --help may take
     pretty_exceptions_enable=False,
 )
+app.add_typer(jobs)
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The run's YAML file.")]
 Overrides = Annotated[
@@ -50,7 +52,7 @@ def train(
     ] = None,
 ) -> None:
     """Carry out a spec, from its first stage to its last."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from cluster.launch import train
         from cluster.spec import load_spec
 
@@ -65,7 +67,7 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run that was stopped or failed.")],
 ) -> None:
     """Go on with a run from its newest checkpoint."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from cluster.launch import resume
         from cluster.spec import load_spec
         from trainer.types import BadInput
@@ -83,7 +85,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Say what a spec means and what this machine lacks for it. Starts nothing; exits 0 also when something lacks."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from cluster.plan import make_plan
         from cluster.plan_view import show
         from cluster.spec import load_spec
@@ -112,7 +114,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluations as JSON.")] = False,
 ) -> None:
     """Evaluate models on the held-out prompts of a run: pass@1, pass@k, language loss, expansion or sharpening."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from cluster.evaluate import evaluate, show
 
         found = evaluate(target, models or [], overrides, quiet=as_json)
@@ -130,7 +132,7 @@ def allocation(
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers by family as JSON.")] = False,
 ) -> None:
     """Draw what the budget scheduler did: price, spend, and what it believed of every prompt and gave to it."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from cluster.allocation_plot import plot
         from cluster.checkpoint import RunDirectory
 
@@ -153,7 +155,7 @@ def speculation(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Draw what speculation and the drafter did: bubbles and what was harvested, acceptance, draft tokens chosen."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from cluster.checkpoint import RunDirectory
         from cluster.speculation_plot import plot
 
@@ -183,7 +185,7 @@ def simulate(
     ] = None,
 ) -> None:
     """Judge the budget scheduler's policies without a model: synthetic prompts, exact optima, the paper's bounds."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from allocator.simulator.experiments import BadSettings, simulate
         from trainer.types import BadInput
 
@@ -253,35 +255,6 @@ def _carry_out(spec: "Spec", run_dir: Path, work: "Callable[[Display], dict]") -
     finally:
         display.close()
     display.summary({**summary, "run_dir": str(run_dir)})
-
-
-@contextmanager
-def _errors_as_exit_codes(context: typer.Context) -> Iterator[None]:
-    try:
-        yield
-    except (typer.Exit, BrokenPipeError):  # the reader of a pipe left: typer ends that quietly
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        if context.obj and not isinstance(error, KeyboardInterrupt):
-            raise
-        code, message = _judge(error)
-        typer.secho(message, err=True, fg=None if code == 130 else typer.colors.RED)
-        raise typer.Exit(code) from None
-
-
-def _judge(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of an exception."""
-    from cluster.errors import RunFailed
-    from trainer.types import BadInput
-
-    if isinstance(error, BadInput):
-        return 2, str(error)
-    if isinstance(error, RunFailed):
-        return 1, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 130, f"interrupted; {error}" if error.args else "interrupted"
-    first_line = next(iter(str(error).splitlines()), "")
-    return 1, f"{type(error).__name__}: {first_line} (use tailrace --debug for the traceback)"
 
 
 if __name__ == "__main__":

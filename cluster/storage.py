@@ -1,0 +1,154 @@
+"""A copy of a run directory in a store that outlives the machine: s3://, gs://, any file system that fsspec knows.
+
+A run works in real files (locks, renames); the store gets a snapshot after each checkpoint. It is uploaded in the order
+in which a crash would have left it: rollouts, journal, the checkpoint's files, and last its manifest, without which a
+checkpoint does not exist. So a copy that breaks off is as good as the one before it, and `resume` can go on from it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import fsspec
+
+from cluster.checkpoint import MANIFEST, RunDirectory
+from cluster.errors import RunFailed
+from trainer.types import BadInput
+
+SNAPSHOT = ".snapshot"
+CHUNK_BYTES = 16 * 2**20
+
+
+class Mirror:
+    """The copy at `uri` of one run directory. One process at a time may push to it."""
+
+    def __init__(self, uri: str, run_dir: Path) -> None:
+        """Raises BadInput for an address that cannot be used, RunFailed when the store does not answer."""
+        check_uri(uri)
+        self.uri, self.run = uri, RunDirectory(run_dir)
+        try:
+            self._fs, root = fsspec.core.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise BadInput(f"--storage {uri}: {error}") from None
+        self._root = root.rstrip("/")
+        self._sent: dict[str, tuple[int, int]] = {}  # what the store holds: size and time of change by relative path
+
+    def newest(self) -> str | None:
+        """Name of the newest complete checkpoint in the store."""
+        with self._answers():
+            manifests = self._fs.glob(f"{self._root}/checkpoints/*/{MANIFEST}")
+        return max((PurePosixPath(path).parent.name for path in manifests), default=None)
+
+    def pull(self) -> bool:
+        """Bring the run to this machine if the store is further than the directory here; says whether it did.
+
+        Raises BadInput when the store holds another run.
+        """
+        remote, local = self.newest(), newest_local(self.run)
+        with self._answers():
+            if not self._fs.exists(f"{self._root}/spec.yaml"):
+                return False
+            here = self.run.path / "spec.yaml"
+            if here.is_file() and self._fs.cat_file(f"{self._root}/spec.yaml") != here.read_bytes():
+                raise BadInput(f"--storage {self.uri}: holds a run with another spec than {self.run.path}")
+            if here.is_file() and (local or "") >= (remote or ""):
+                return False
+            beside = self.run.path.with_name(f".{self.run.path.name}.pulled")
+            shutil.rmtree(beside, ignore_errors=True)
+            for path in self._fs.find(self._root):
+                target = beside / PurePosixPath(path).relative_to(self._root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(path, str(target))
+            with self.run.claimed():
+                shutil.rmtree(self.run.path)
+                os.replace(beside, self.run.path)
+        return True
+
+    def push(self) -> None:
+        """Copy the run as it is now. Raises RunFailed when the store refuses; the copy before stays good."""
+        snapshot = self.run.path / SNAPSHOT
+        take_snapshot(self.run, snapshot)
+        try:
+            files = {str(path.relative_to(snapshot)): path for path in snapshot.rglob("*") if path.is_file()}
+            with self._answers():
+                for name in sorted(files, key=_rank):
+                    self._upload(name, files[name])
+                for path in self._fs.find(self._root):
+                    if str(PurePosixPath(path).relative_to(self._root)) not in files:
+                        self._fs.rm_file(path)
+        finally:
+            shutil.rmtree(snapshot)
+
+    def _upload(self, name: str, path: Path) -> None:
+        mark = path.stat().st_size, path.stat().st_mtime_ns
+        if self._sent.get(name) == mark:
+            return
+        remote = f"{self._root}/{name}"
+        self._fs.makedirs(str(PurePosixPath(remote).parent), exist_ok=True)
+        with open(path, "rb") as file, self._fs.transaction, self._fs.open(remote, "wb") as out:
+            shutil.copyfileobj(file, out, CHUNK_BYTES)  # in a transaction: the old content or the new, nothing between
+        self._sent[name] = mark
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        try:
+            yield
+        except BadInput:
+            raise
+        except Exception as error:  # each store raises exceptions of its own library
+            raise RunFailed(f"--storage {self.uri}: {type(error).__name__}: {error}") from error
+
+
+def check_uri(uri: str) -> None:
+    """Raises BadInput where the address would carry a secret into logs, or means another place on every node."""
+    parts = urlsplit(uri)
+    if "@" in parts.netloc:
+        raise BadInput("--storage: no credentials in the address; the store's own variables and files hold them")
+    if not parts.scheme and not uri.startswith("/"):
+        raise BadInput(f"--storage {uri}: give s3://, gs:// or another address with ://, or an absolute path")
+
+
+def newest_local(run: RunDirectory) -> str | None:
+    """Name of the newest complete checkpoint of a run directory."""
+    return max((path.parent.name for path in run.checkpoints.glob(f"[0-9]*/{MANIFEST}")), default=None)
+
+
+def take_snapshot(run: RunDirectory, into: Path) -> None:
+    """Hold the run as a crash at this moment would leave it, by hard links: the driver may go on, and delete, while
+    they are uploaded. What is appended to is copied, after the rollouts, so that every rollout's decision is in it."""
+    shutil.rmtree(into, ignore_errors=True)
+    newest = newest_local(run)
+    kept = [run.checkpoints / newest] if newest else []
+    for directory in (*kept, run.rollouts, run.models, run.path / "inputs", run.path / "dropped"):
+        for parent, _, names in os.walk(directory):  # which passes over what vanishes
+            for path in (Path(parent, name).relative_to(run.path) for name in names):
+                if not any(part.startswith(".") for part in path.parts):
+                    _hold(run.path / path, into / path, os.link)
+    for path in (*run.path.glob("[!.]*.*"), *run.logs.glob("*")):
+        if path.is_file():
+            _hold(path, into / path.relative_to(run.path), shutil.copy2)
+    if newest and not _is_whole(into / "checkpoints" / newest):
+        take_snapshot(run, into)  # two newer checkpoints were written meanwhile
+
+
+def _hold(path: Path, target: Path, copy: Callable[[Path, Path], object]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        copy(path, target)
+    except FileNotFoundError:
+        return  # the driver has just dropped it: rollouts before its oldest checkpoint, a file that was renamed
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    manifest = checkpoint / MANIFEST
+    return manifest.is_file() and all((checkpoint / f).is_file() for f in json.loads(manifest.read_text())["files"])
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Manifests last, and the run's lines before its checkpoints."""
+    kind = 2 if name.endswith(MANIFEST) else 1 if name.startswith("checkpoints/") else 0
+    return kind, name

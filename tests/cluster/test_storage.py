@@ -1,0 +1,150 @@
+"""The copy of a run in a store: whole at every moment, and enough to go on from."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from cluster.checkpoint import RunDirectory
+from cluster.errors import RunFailed
+from cluster.storage import Mirror, take_snapshot
+from trainer.types import BadInput
+
+
+@pytest.fixture(params=["file", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store/a" if request.param == "file" else f"memory://{tmp_path.name}/a"
+
+
+def a_run(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    run.create()
+    (path / "spec.yaml").write_text("run: {name: a}\n")
+    (path / ".lock").touch()
+    (path / "inputs").mkdir()
+    (path / "inputs" / "spec.yaml").write_text("x")
+    run.journal("run_started")
+    return run
+
+
+def checkpoint(run: RunDirectory, number: int) -> None:
+    (run.rollouts / f"{number:06d}.safetensors").write_text(f"rollouts {number}")
+    run.journal("rolled_out", epoch=number)
+    run.save_checkpoint(number, 2, {"epoch": number}, lambda path: (path / "w").write_text("w" * number))
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def test_what_was_pushed_comes_back_with_its_newest_checkpoint(uri, tmp_path):
+    run = a_run(tmp_path / "a")
+    mirror = Mirror(uri, run.path)
+    for number in (1, 2, 3):
+        checkpoint(run, number)
+        mirror.push()
+    shutil.rmtree(run.checkpoints / "00000002")  # the store keeps the newest only
+    before = content(run.path)
+    shutil.rmtree(run.path)
+    assert Mirror(uri, run.path).pull()
+    assert content(run.path) == before
+    assert run.newest_checkpoint()[1]["epoch"] == 3
+
+
+def test_a_push_that_breaks_off_leaves_the_checkpoint_before(uri, tmp_path, monkeypatch):
+    run = a_run(tmp_path / "a")
+    mirror = Mirror(uri, run.path)
+    checkpoint(run, 1)
+    mirror.push()
+    checkpoint(run, 2)
+    total = len(content(run.path))
+    for allowed in range(total):
+        left = [allowed]
+
+        def upload(name, path, real=mirror._upload, left=left):
+            if left[0] == 0:
+                raise OSError("the line is cut")
+            left[0] -= 1
+            real(name, path)
+
+        with monkeypatch.context() as patch, suppress(RunFailed):
+            patch.setattr(mirror, "_upload", upload)
+            mirror.push()
+        there = tmp_path / f"there{allowed}"
+        assert Mirror(uri, there).pull()
+        found = RunDirectory(there).newest_checkpoint()
+        assert found is not None
+        rolled_out = {event["epoch"] for event in RunDirectory(there).events() if event["event"] == "rolled_out"}
+        assert rolled_out >= set(range(1, found[1]["epoch"] + 1))
+    assert found[1]["epoch"] == 2
+
+
+def test_the_further_copy_wins(uri, tmp_path):
+    run = a_run(tmp_path / "a")
+    checkpoint(run, 1)
+    Mirror(uri, run.path).push()
+    assert not Mirror(uri, run.path).pull(), "both are as far"
+    checkpoint(run, 2)
+    assert not Mirror(uri, run.path).pull(), "this machine is further"
+    Mirror(uri, run.path).push()
+    shutil.rmtree(run.checkpoints / "00000002")
+    assert Mirror(uri, run.path).pull()
+    assert run.newest_checkpoint()[1]["epoch"] == 2
+
+
+def test_another_runs_store_is_refused(uri, tmp_path):
+    run, other = a_run(tmp_path / "a"), a_run(tmp_path / "b")
+    Mirror(uri, run.path).push()
+    (other.path / "spec.yaml").write_text("run: {name: b}\n")
+    with pytest.raises(BadInput, match="another spec"):
+        Mirror(uri, other.path).pull()
+
+
+def test_an_empty_store_gives_nothing(uri, tmp_path):
+    assert not Mirror(uri, tmp_path / "a").pull()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_snapshot_is_whole_although_the_run_goes_on(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "a")
+    checkpoint(run, 1)
+    numbers = iter([2, 3, 4])
+    real = os.link
+
+    def link(source, target):
+        if (number := next(numbers, None)) is not None:
+            checkpoint(run, number)  # drops the one that is being held
+        real(source, target)
+
+    monkeypatch.setattr("cluster.storage.os.link", link)
+    take_snapshot(run, run.path / ".snapshot")
+    [held] = (run.path / ".snapshot" / "checkpoints").iterdir()
+    names = json.loads((held / "manifest.json").read_text())["files"]
+    assert {path.name for path in held.iterdir()} == {*names, "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"), [("s3://key:secret@bucket/x", "credentials"), ("runs/x", "absolute"), ("nope://x/y", "nope")]
+)
+def test_addresses_that_cannot_be_used_are_refused_and_secrets_not_repeated(bad, named, tmp_path):
+    with pytest.raises(BadInput, match=named) as refusal:
+        Mirror(bad, tmp_path)
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_store_that_refuses_is_named(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "a")
+    mirror = Mirror("memory://refusing", run.path)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError("read only")
+
+    monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "_open", refuse)
+    with pytest.raises(RunFailed, match="memory://refusing: PermissionError: read only"):
+        mirror.push()
+    assert not (run.path / ".snapshot").exists()
