@@ -25,6 +25,7 @@ from cluster.errors import RunFailed
 from cluster.lengths import Lengths
 from cluster.metrics import Metrics
 from cluster.placement import Actors, wait
+from cluster.report import leave_report
 from cluster.rollouts import Rollouts
 from cluster.spec import Spec
 from cluster.stages import RecipeStages
@@ -87,6 +88,7 @@ class Driver(RecipeStages, Updates):
         sampled = sum(sum(e["rollouts"]) for e in self.run.events() if e["event"] == "decided")
         result = summary(self.spec, self.counters, self.evaluations, self.epoch, self.actors.versions, sampled)
         write_atomically(self.run.path / "summary.json", json.dumps(result, indent=1))
+        leave_report(self.run)
         return result
 
     def _reinforce(self, stage: Budgeted) -> None:
