@@ -25,6 +25,7 @@ from cluster.driver import Driver
 from cluster.launch import Prepared, train
 from cluster.metrics import Metrics
 from cluster.placement import Actors, Cluster, wait
+from cluster.sinks import Sinks
 from cluster.spec import Spec
 from trainer.models import user_cache
 from trainer.stages import PretrainStage
@@ -70,7 +71,8 @@ class Bench:
         run = RunDirectory(self._scratch / name)
         run.create()
         self._reset(spec)
-        driver = Driver(spec, run, self._pools, self._actors, self._metrics, Display(name), lambda: False, began)
+        sinks = Sinks([], run, name)
+        driver = Driver(spec, run, self._pools, self._actors, self._metrics, sinks, Display(name), lambda: False, began)
         yield run, driver.run_stages()
         shutil.rmtree(run.path)
 
