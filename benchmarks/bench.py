@@ -25,6 +25,7 @@ from cluster.driver import Driver
 from cluster.launch import Prepared, train
 from cluster.metrics import Metrics
 from cluster.placement import Actors, Cluster, wait
+from cluster.sinks import Sinks
 from cluster.spec import Spec
 from trainer.models import user_cache
 from trainer.stages import PretrainStage
@@ -70,7 +71,8 @@ class Bench:
         run = RunDirectory(self._scratch / name)
         run.create()
         self._reset(spec)
-        driver = Driver(spec, run, self._pools, self._actors, self._metrics, Display(name), lambda: False, began)
+        sinks = Sinks([], run, name)
+        driver = Driver(spec, run, self._pools, self._actors, self._metrics, sinks, Display(name), lambda: False, began)
         yield run, driver.run_stages()
         shutil.rmtree(run.path)
 
@@ -96,8 +98,8 @@ class Bench:
 
 
 def _reseed(worker: Any, seed: int) -> None:
-    """Inside a rollout worker, which otherwise keeps the seed that it was started with."""
-    worker._run_seed = seed
+    """Inside a rollout worker, whose sampling otherwise keeps the seed that it was started with."""
+    worker._handover._run_seed = seed
 
 
 def _respec(rank: Any, learner: Any) -> None:

@@ -28,12 +28,19 @@ def plot(run: RunDirectory, path: Path) -> dict[str, dict[str, float]]:
     families = np.array(opening["families"])
     rollouts = pool.exposure * allocator.spec.unit_rollouts
     _draw(path, np.array(prices), np.array(spent) / budget, np.stack(beliefs), rollouts, pool.problem.epochs)
+    return by_family(families, rollouts, beliefs[0], beliefs[-1])
+
+
+def by_family(
+    families: np.ndarray, rollouts: np.ndarray, first: np.ndarray, last: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Prompts, rollouts, and believed success first and last; all [M]."""
     return {
         str(family): {
             "prompts": int((families == family).sum()),
             "rollouts": int(rollouts[families == family].sum()),
-            "believed_first": float(beliefs[0][families == family].mean()),
-            "believed_last": float(beliefs[-1][families == family].mean()),
+            "believed_first": float(first[families == family].mean()),
+            "believed_last": float(last[families == family].mean()),
         }
         for family in np.unique(families)
     }

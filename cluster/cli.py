@@ -170,6 +170,21 @@ def speculation(
 
 
 @app.command()
+def report(
+    context: typer.Context,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run, finished or not.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="RUN_DIR/report.html if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report's figures as JSON.")] = False,
+) -> None:
+    """Write one HTML file about a run: learning, budget, speculation, failures, evaluations, time, spec, versions."""
+    with _errors_as_exit_codes(context):
+        from cluster.report import write_report
+
+        figures = write_report(run_dir, out)
+        typer.echo(json.dumps(figures) if as_json else f"written to {figures['path']}")
+
+
+@app.command()
 def simulate(
     context: typer.Context,
     experiments: Annotated[

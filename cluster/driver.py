@@ -25,7 +25,9 @@ from cluster.errors import RunFailed
 from cluster.lengths import Lengths
 from cluster.metrics import Metrics
 from cluster.placement import Actors, wait
+from cluster.report import leave_report
 from cluster.rollouts import Rollouts
+from cluster.sinks import Sinks
 from cluster.spec import Spec
 from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
@@ -39,12 +41,12 @@ from trainer.types import Group, merged
 
 class Driver(RecipeStages, Updates):
     def __init__(
-        self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, display: Display,
-        stop_requested: Callable[[], bool],
+        self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, sinks: Sinks,
+        display: Display, stop_requested: Callable[[], bool],
         began: float,
     ) -> None:  # fmt: skip
         self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
-        self.metrics, self.display, self.stop_requested = metrics, display, stop_requested
+        self.metrics, self.sinks, self.display, self.stop_requested = metrics, sinks, display, stop_requested
         self.lengths = Lengths(pools)
         self.bubbles = Bubbles(spec, actors, run.journal, display.note)
         self.rollouts = Rollouts(spec, actors.workers, self.lengths, self.bubbles, self._check_stop)
@@ -91,6 +93,7 @@ class Driver(RecipeStages, Updates):
             self.spec, self.counters, self.evaluations, self.epoch, self.actors.versions, sampled, restarts
         )
         write_atomically(self.run.path / "summary.json", json.dumps(result, indent=1))
+        leave_report(self.run)
         return result
 
     def _reinforce(self, stage: Budgeted) -> None:
@@ -134,6 +137,7 @@ class Driver(RecipeStages, Updates):
         result = {"stage": self.stage_index, "weight_version": self.version, **scores}
         self.evaluations.append(result)
         self.run.journal("evaluated", **result)
+        self.sinks.evaluation(self.epoch, result)
         self.display.advance(len(chosen), reward=result["pass@1"])
         self._finish_stage()
 
@@ -238,6 +242,7 @@ class Driver(RecipeStages, Updates):
         self.counters.add_report(row)
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
+        self.sinks.epoch(row)
         self.display.advance(
             self.stage_done + 1, epoch=update.epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],
             effective_share=row["effective_share"], tokens_per_s=row["time"]["tokens_per_s"],

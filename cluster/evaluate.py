@@ -81,6 +81,7 @@ def _alone(spec: Spec, model: str) -> Spec:
     """The spec of an evaluation of that model and nothing else."""
     data = spec.model_dump() | {"recipe": [{"stage": "evaluate"}], "allocator": None, "drafter": {}}
     data["model"]["source"] = model
+    data["run"]["sinks"] = []  # the run's own have its evaluations
     data["cluster"]["metrics_port"] = 0  # the run itself may be under way and have the port
     return parse_spec(data, f"--model {model}")
 

@@ -23,6 +23,7 @@ from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
 from cluster.remarks import objective_remarks
+from cluster.sinks import Sinks, check_sinks
 from cluster.spec import Spec, dump_spec, load_spec
 from cluster.stages import check_solutions, check_starts
 from trainer.models import load_tokenizer, prepare_model
@@ -66,6 +67,7 @@ class Prepared:
         self.dtype = spec.model.dtype if spec.model.dtype != "auto" else "bfloat16" if gpu else "float32"
         start = run.models / "start"
         self.model_dir = str(prepare_model(spec.model, start, derive_seed(spec.run.seed, "model") % 2**32, self.dtype))
+        check_sinks(spec.run.sinks)
         Grader(spec.task)
         longest = spec.model.context_tokens - spec.rollout.max_response_tokens
         tokenizer = load_tokenizer(Path(self.model_dir))
@@ -122,8 +124,8 @@ def _with_actors(
         else:
             write_atomically(run.path / "spec.yaml", dump_spec(spec))
             run.journal("run_started", name=spec.run.name, seed=spec.run.seed)
-        with _stop_on_signals(display) as stop:
-            return Driver(spec, run, prepared.pools, actors, metrics, display, stop.is_set, began).run_stages()
+        with _stop_on_signals(display) as stop, contextlib.closing(Sinks(spec.run.sinks, run, spec.run.name)) as sinks:
+            return Driver(spec, run, prepared.pools, actors, metrics, sinks, display, stop.is_set, began).run_stages()
 
 
 def _hush() -> None:

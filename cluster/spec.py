@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from actors.spec import RolloutSpec
 from allocator.spec import AllocatorSpec
@@ -41,6 +41,16 @@ class RunSpec(Section):
     """Steps of pretrain and sft stages between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    sinks: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    """Where each epoch's metrics and each evaluation are sent beside the run directory, through the sink's own library
+    and its own settings in the environment. One that fails is switched off; the run goes on."""
+
+    @field_validator("sinks")
+    @classmethod
+    def _sinks_differ(cls, sinks: list[str]) -> list[str]:
+        if len(set(sinks)) < len(sinks):
+            raise ValueError("names a sink twice")
+        return sinks
 
 
 class ClusterSpec(Section):

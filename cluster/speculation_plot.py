@@ -44,15 +44,17 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
 
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes: Any = figure.subplot_mosaic([["bubbles", "bubbles"], ["epochs", "position"], ["length", "chosen"]])
-    _timeline(axes["bubbles"], rows)
-    _acceptance(axes["epochs"], axes["position"], axes["length"], rows)
+    timeline(axes["bubbles"], rows)
+    accept_length(axes["epochs"], rows)
+    acceptance_by_position(axes["position"], rows)
+    accept_length_by_response(axes["length"], rows)
     _chosen(figure, axes["chosen"], rows)
     for name in ("bubbles", "epochs", "position", "length"):
         axes[name].spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
-def _timeline(axes: Any, rows: list[dict[str, Any]]) -> None:
+def timeline(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Idle stretches of every worker, and how much of each the drafter trained in."""
     stretches = [stretch for row in rows for stretch in row["bubbles"]["stretches"]]
     workers = sorted({worker for worker, *_ in stretches})
@@ -71,30 +73,42 @@ def _timeline(axes: Any, rows: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def _acceptance(epochs: Any, position: Any, length: Any, rows: list[dict[str, Any]]) -> None:
+def accept_length(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Acceptance length by epoch, and where another drafter enters service."""
     known = [(row["epoch"], row["speculation"]["accept_length"]) for row in rows if row["speculation"]["accept_length"]]
-    epochs.plot([e for e, _ in known], [n for _, n in known], color=LINE)
+    axes.plot([e for e, _ in known], [n for _, n in known], color=LINE)
     versions = [row["speculation"]["drafter_version"] for row in rows]
     for row, old in zip(rows, [0, *versions], strict=False):
         if row["speculation"]["drafter_version"] != old:
-            epochs.axvline(row["epoch"], color=IDLE, zorder=0)
-    epochs.set(title="acceptance length; grey: another drafter enters service", xlabel="epoch", ylim=(1, None))
-    last = [row["speculation"] for row in rows if row["speculation"]["acceptance_by_position"]][-10:]
+            axes.axvline(row["epoch"], color=IDLE, zorder=0)
+    axes.set(title="acceptance length; grey: another drafter enters service", xlabel="epoch", ylim=(1, None))
+
+
+def acceptance_by_position(axes: Any, rows: list[dict[str, Any]]) -> None:
+    last = _newest(rows)
     if last:
         shares = np.full((len(last), max(len(s["acceptance_by_position"]) for s in last)), np.nan)
         for i, stats in enumerate(last):
             shares[i, : len(stats["acceptance_by_position"])] = stats["acceptance_by_position"]
-        position.bar(np.arange(1, shares.shape[1] + 1), np.nanmean(shares, 0), color=LINE)
-    position.set(title="first i drafts all accepted, last 10 epochs", xlabel="i", ylim=(0, 1))
+        axes.bar(np.arange(1, shares.shape[1] + 1), np.nanmean(shares, 0), color=LINE)
+    axes.set(title="first i drafts all accepted, last 10 epochs", xlabel="i", ylim=(0, 1))
+
+
+def accept_length_by_response(axes: Any, rows: list[dict[str, Any]]) -> None:
     by_length: dict[int, list[float]] = {}
-    for stats in last:
+    for stats in _newest(rows):
         for tokens, mean in stats["accept_length_by_response_tokens"].items():
             by_length.setdefault(int(tokens), []).append(mean)
     edges = sorted(by_length)
-    length.plot(edges, [np.mean(by_length[edge]) for edge in edges], "o-", color=LINE)
-    length.set(title="acceptance length by response tokens so far", xlabel="tokens", ylim=(1, None))
+    axes.plot(edges, [np.mean(by_length[edge]) for edge in edges], "o-", color=LINE)
+    axes.set(title="acceptance length by response tokens so far", xlabel="tokens", ylim=(1, None))
     if edges:
-        length.set_xscale("log", base=2)
+        axes.set_xscale("log", base=2)
+
+
+def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the last ten epochs with drafts say of speculation."""
+    return [row["speculation"] for row in rows if row["speculation"]["acceptance_by_position"]][-10:]
 
 
 def _chosen(figure: Any, axes: Any, rows: list[dict[str, Any]]) -> None:

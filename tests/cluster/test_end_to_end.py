@@ -57,6 +57,7 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert summary["stages"] == ["pretrain", "evaluate", "rl", "evaluate"]
     assert {"pass@1", "pass@k"} <= summary["evaluation"]["before"].keys() & summary["evaluation"]["after"].keys()
     assert summary["rollouts"]["lost"] == 0
+    assert "finished" in (finished.path / "report.html").read_text()
     assert {"ray", "torch", "vllm", "deepspeed", "tailrace"} <= summary["versions"].keys()
     assert all(summary["speed"][key] > 0 for key in ("wall_s", "rollout_s", "learn_s", "publish_s", "tokens_per_s"))
     assert (finished.path / "models" / "policy" / "model.safetensors").is_file()
