@@ -177,7 +177,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report's figures as JSON.")] = False,
 ) -> None:
     """Write one HTML file about a run: learning, budget, speculation, failures, evaluations, time, spec, versions."""
-    with _errors_as_exit_codes(context):
+    with errors_as_exit_codes(context):
         from cluster.report import write_report
 
         figures = write_report(run_dir, out)
