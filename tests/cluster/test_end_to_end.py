@@ -128,6 +128,7 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_beside_another_model(
     assert "counts" not in trained
 
 
+@pytest.mark.chaos
 def test_killed_in_every_phase_and_resumed_equals_uninterrupted(finished, ray_cluster, tmp_path, small):
     """SIGKILL in the middle of a rollout phase, of an update, a publish and a checkpoint, one after another."""
     spec_file, run_dir = tmp_path / "small.yaml", tmp_path / "killed"

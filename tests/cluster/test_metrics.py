@@ -142,6 +142,7 @@ def test_the_stage_is_told_outside_epochs_too(metrics):
 def test_every_metric_is_fed(metrics):
     before = set(served(metrics).items())
     metrics.observe_epoch(ROW)
+    metrics.restarted()
     changed = {re.split(r"[{ ]", name)[0] for name, _ in set(served(metrics).items()) - before}
     assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts", "tailrace_budget_tokens"}
 

@@ -1,7 +1,7 @@
 """A run whose processes are killed or stopped goes on by itself and ends as an undisturbed one does.
 
 `make chaos` runs every case: each kind of process, killed (SIGKILL) and hung (SIGSTOP), in each phase. The suite runs
-two of them.
+one of them.
 """
 
 import contextlib
@@ -40,7 +40,6 @@ KINDS = ("RolloutWorker", "LearnerRank", "AllocatorActor")
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP)
 SAMPLE = [
     ("RolloutWorker", signal.SIGKILL, "roll out"),
-    ("LearnerRank", signal.SIGSTOP, "learn"),
 ]
 CASES = [
     pytest.param(*case, marks=[] if case in SAMPLE else pytest.mark.chaos, id=f"{case[0]}-{case[1].name}-{case[2]}")
@@ -123,6 +122,7 @@ VOLATILE = ("time", "bubbles", "speculation")
 """Of a row of metrics: measured seconds."""
 
 
+@pytest.mark.chaos
 def test_a_run_that_keeps_losing_processes_fails_with_the_reason_and_can_be_resumed(spec_data, tmp_path, monkeypatch):
     spec_data["limits"]["restarts"] = 0
     struck = strike(monkeypatch, "LearnerRank", signal.SIGKILL, "pretrain")

@@ -7,7 +7,7 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -99,6 +99,7 @@ def test_weights_are_stored_and_loaded_in_the_dtype_asked_for(tiny, tmp_path):
 
 @given(st.text(alphabet=models.CHARACTERS))
 def test_the_character_tokenizer_gives_one_token_per_character_and_round_trips(text):
+    assume(not any(special in text for special in TOKENIZER.all_special_tokens))  # those are one token each
     ids = TOKENIZER(text)["input_ids"]
     assert len(ids) == len(text)
     assert TOKENIZER.decode(ids) == text
