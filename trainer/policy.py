@@ -7,8 +7,8 @@ from torch import nn
 
 from trainer.types import BadInput
 
-CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**22, 2**26
-"""Logits computed at a time: on CPU few enough to stay in a cache until they are used, on GPU enough to fill it."""
+CHUNK_LOGITS = 2**24
+"""Logits computed at a time (64 MiB): each chunk reads the head's weight once more, so smaller ones cost time."""
 KEPT_LOGITS = 2**28
 """Up to so many numbers (1 GiB) are kept for the backward pass; beyond, they are computed again, a chunk at a time."""
 
@@ -75,7 +75,7 @@ class _Scores(torch.autograd.Function):
         top = torch.empty_like(total)
         keeps = any(ctx.needs_input_grad[:2]) and n * vocabulary <= KEPT_LOGITS
         kept = hidden.new_empty((n, vocabulary), dtype=torch.float32) if keeps else None
-        for rows in _chunks(hidden, vocabulary):
+        for rows in _chunks(n, vocabulary):
             logits = _logits(hidden[rows], weight, temperature)
             top[rows] = logits.amax(-1)
             logits -= top[rows].unsqueeze(-1)
@@ -95,7 +95,7 @@ class _Scores(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         uses_entropy = bool(to_entropy.any())
-        for rows in _chunks(hidden, len(weight)):
+        for rows in _chunks(len(hidden), len(weight)):
             if ctx.kept is None:
                 gradient = _logits(hidden[rows], weight, ctx.temperature).sub_(top[rows].unsqueeze(-1)).exp_()
             else:
@@ -126,7 +126,6 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> t
     return torch.addmm(out, hidden, weight.T, beta=0, alpha=1 / temperature).float()
 
 
-def _chunks(hidden: torch.Tensor, vocabulary: int) -> list[slice]:
-    logits = CHUNK_LOGITS if hidden.device.type == "cpu" else CHUNK_LOGITS_GPU
-    size = max(1, logits // vocabulary)
-    return [slice(i, i + size) for i in range(0, len(hidden), size)]
+def _chunks(n: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_LOGITS // vocabulary)
+    return [slice(i, i + size) for i in range(0, n, size)]
