@@ -26,7 +26,6 @@ from trainer.models import character_tokenizer, load_tokenizer, tiny_config
 from trainer.spec import TinySpec
 
 CONTEXT_TOKENS = 640
-MAX_RESPONSE_TOKENS = 512
 LARGEST_START, LARGEST_VALUE, LONGEST = 3000, 99_999, 100
 CORRUPTED_SHARE = 0.3
 TRAINED_LAYERS = 4
