@@ -4,6 +4,7 @@ One call of `train` is one session. It goes on until `stop` is heard, looks betw
 decides who trains when is `drafter.leases`. A shell around `drafter.training`.
 """
 
+import contextlib
 import itertools
 import os
 import threading
@@ -39,9 +40,8 @@ class DrafterConfig:
     spec: DrafterTrainSpec
     max_draft_tokens: int
     temperature: float
-    first_core: int | None
-    """Of the rollout worker's cores, as its EngineConfig has it; None on GPU."""
     cores: int
+    """Of the rollout worker; 0 on GPU."""
     seed: int
 
 
@@ -88,10 +88,8 @@ class DrafterActor:
         from drafter.training import DrafterTrainer, TrainingSettings
 
         config, train = self._config, self._config.spec
-        device = "cpu" if config.first_core is not None else "cuda"
-        if config.first_core is not None:
-            own = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {own[(config.first_core + i) % len(own)] for i in range(config.cores)})
+        device = "cpu" if config.cores else "cuda"
+        if config.cores:
             torch.set_num_threads(config.cores)
         head = load_head(Path(config.head_dir))
         embedding, lm_head = target_tensors(Path(config.target_dir))
@@ -105,6 +103,13 @@ class DrafterActor:
             head.config, embedding.to(device), lm_head.to(device), settings, head.vocabulary, seed=config.seed
         )
         self._trainer.head.load_state_dict(head.state_dict())
+
+    def pin(self, cores: list[int]) -> None:
+        """The rollout worker's engine has these; on GPU none."""
+        if cores:
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.sched_setaffinity(int(thread), cores)
 
     def set_target(self, refs: list[Any]) -> None:
         """The target has moved: its embedding and head, as a bucket of two."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from actors.buckets import checksum
+from actors.cores import claim
 from actors.plugin import BACKEND
 from actors.speculation import Speculation, distribution_fault, engine_arguments
 from drafter.control import SpeculationControl, SpeculationStats
@@ -34,9 +35,8 @@ class EngineConfig:
     """Size of the key-value cache; None lets `gpu_memory_fraction` decide."""
     gpu_memory_fraction: float
     tensor_parallel: int
-    first_core: int | None
-    """First of the `cores` cores that the engine is pinned to, counted in this process's own; None on GPU."""
     cores: int
+    """That the engine is pinned to; 0 on GPU, where it is not."""
     seed: int
     transfer: str = BACKEND
     """vLLM weight-transfer backend: ours, or `nccl`."""
@@ -61,7 +61,8 @@ class Engine:
     """A vLLM engine that takes requests at any time and gives each response when it is finished."""
 
     def __init__(self, config: EngineConfig) -> None:
-        _prepare_environment(config)
+        self.cores = claim(config.cores)
+        _prepare_environment(self.cores)
         import vllm
         from vllm import EngineArgs
         from vllm.config import WeightTransferConfig
@@ -290,15 +291,13 @@ def _sampled_logprobs(flat: Any) -> np.ndarray:
     return np.asarray(flat.logprobs, np.float32)[flat.start_indices] if flat else np.zeros(0, np.float32)
 
 
-def _prepare_environment(config: EngineConfig) -> None:
+def _prepare_environment(cores: list[int]) -> None:
     """vLLM reads these once, at import; one thread per core, or engines fight for cores."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if config.first_core is not None:
-        own = sorted(os.sched_getaffinity(0))
-        cores = [own[(config.first_core + i) % len(own)] for i in range(config.cores)]
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in sorted(set(cores)))
-        os.environ["OMP_NUM_THREADS"] = str(len(set(cores)))
+    if cores:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        os.environ["OMP_NUM_THREADS"] = str(len(cores))
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"

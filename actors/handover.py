@@ -28,6 +28,10 @@ class OpenGroup:
     sampling: Sampling
     responses: dict[int, Response] = field(default_factory=dict)
 
+    @property
+    def request_ids(self) -> list[str]:
+        return [f"{self.request.id}:{sample}" for sample in range(self.request.rollouts)]
+
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
@@ -93,6 +97,14 @@ class Handover:
 
     def forget(self) -> None:
         self._taken.clear()
+
+    def drop(self, group_ids: Iterable[str]) -> list[str]:
+        """Forget the responses taken over that belong to these groups; gives their ids."""
+        groups = set(group_ids)
+        dropped = [request_id for request_id, c in self._taken.items() if c.request.id in groups]
+        for request_id in dropped:
+            del self._taken[request_id]
+        return dropped
 
     def timed(self, seconds: float) -> None:
         """The engine's last step took this long."""

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from actors.recipes import RecipeSteps
 from drafter.buffer import Blob
 from trainer.spec import TaskSpec
 from trainer.types import Group, Prompt
+
+if TYPE_CHECKING:
+    from actors.publish import Published
 
 
 class LearnerRank(RecipeSteps):
@@ -165,17 +168,21 @@ class LearnerRank(RecipeSteps):
 
     # Weights.
 
-    def publish(self, workers: Sequence[Any], version: int, timeout_s: float) -> float:
-        """Put the weights into service on every engine under `version`; gives the bytes of one copy.
+    def publish(self, workers: Sequence[Any], version: int, timeout_s: float) -> "Published":
+        """Put the weights into service on these engines under `version`; who has them, as the first rank sees it.
 
-        Through the object store, or over NCCL where learner and engines sit on GPUs of their own.
+        Through the object store, or over NCCL where learner and engines sit on GPUs of their own. `timeout_s`: longest
+        wait for one bucket.
         """
-        from actors.publish import publish_through_store
+        from actors.publish import Published, publish_through_store
 
         named = [(name.removeprefix("model."), p) for name, p in self._engine.module.named_parameters()]
+        failed: dict[int, str] = {}
         if not self._config.gpus_per_worker:
             bucket_bytes, width = self._config.bucket_bytes, self._dtype
-            publish_through_store(named, width, bucket_bytes, self._gathered, self._rank, workers, version, timeout_s)
+            failed = publish_through_store(
+                named, width, bucket_bytes, self._gathered, self._rank, workers, version, timeout_s
+            )
         else:
             if self._nccl is None:
                 from actors.nccl import connect
@@ -185,7 +192,8 @@ class LearnerRank(RecipeSteps):
                 self._nccl = connect(named, self._dtype, self._gathered, self._rank, workers, gpus, address, timeout_s)
             self._nccl.client.version = version
             self._nccl.send_weights()
-        return float(sum(getattr(p, "ds_numel", p.numel()) * self._dtype.itemsize for _, p in named))
+        sizes = [getattr(p, "ds_numel", p.numel()) * self._dtype.itemsize for _, p in named]
+        return Published(float(sum(sizes)), failed)
 
     def save(self, directory: str) -> None:
         """Write this rank's part of a checkpoint."""

@@ -2,12 +2,23 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 
 from actors.buckets import checksum, pack, partition
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of a publish."""
+
+    bytes: float
+    """Of one copy."""
+    failed: dict[int, str]
+    """Workers, by their place among those it was for, that do not have the weights, and why."""
 
 
 def publish_through_store(
@@ -19,39 +30,50 @@ def publish_through_store(
     workers: Sequence[Any],
     version: int,
     timeout_s: float,
-) -> None:
+) -> dict[int, str]:
     """Send parameters to every worker in buckets of at most `bucket_bytes`; at most two exist at a time.
 
     All learner ranks call it. Under ZeRO-3 every rank enters every gather (`gathered(parameters)`) and stays until
-    rank 0 has copied the bucket.
-
-    Raises RuntimeError when an engine's checksum of a bucket differs from ours, GetTimeoutError when a bucket is not
-    loaded within `timeout_s`.
+    rank 0 has copied the bucket. Gives the workers that died, did not load a bucket within `timeout_s`, or loaded
+    another than was sent: they get no further bucket, and the others all of them.
     """
     sizes = [getattr(p, "ds_numel", p.numel()) * dtype.itemsize for _, p in named]
     buckets = partition(sizes, bucket_bytes)
-    in_flight: deque[tuple[int, list[Any]]] = deque()
+    in_flight: deque[tuple[int, dict[int, Any]]] = deque()
+    failed: dict[int, str] = {}
     for i, span in enumerate(buckets):
         members = [named[j] for j in span]
         with gathered([parameter for _, parameter in members]):
             if rank:
                 continue
             if len(in_flight) == 2:
-                _settle(in_flight.popleft(), timeout_s)
+                failed |= _settle(in_flight.popleft(), timeout_s)
             bucket = pack(members, dtype)
             ref = ray.put(bucket)
             last = version if i == len(buckets) - 1 else None
-            calls = [worker.load.remote([ref], i, last, timeout_s) for worker in workers]
+            calls = {
+                n: worker.load.remote([ref], i, last, timeout_s) for n, worker in enumerate(workers) if n not in failed
+            }
             del ref
             # Our own checksum is computed while the engines load.
             in_flight.append((checksum(bucket), calls))
     while in_flight:
-        _settle(in_flight.popleft(), timeout_s)
+        failed |= _settle(in_flight.popleft(), timeout_s)
+    return failed
 
 
-def _settle(bucket: tuple[int, list[Any]], timeout_s: float) -> None:
-    """Wait until every engine has loaded a bucket, and compare checksums."""
+def _settle(bucket: tuple[int, dict[int, Any]], timeout_s: float) -> dict[int, str]:
+    """Wait until every engine has loaded a bucket, and compare checksums; the engines that have not, and why."""
     digest, calls = bucket
-    for i, seen in enumerate(ray.get(calls, timeout=timeout_s)):
-        if seen != digest:
-            raise RuntimeError(f"engine {i} loaded a bucket with checksum {seen:016x}, sent was {digest:016x}")
+    ready = set(ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s)[0]) if calls else set()
+    faults = {n: _fault(call, digest) if call in ready else f"no bucket loaded within {timeout_s:g} s"
+              for n, call in calls.items()}  # fmt: skip
+    return {n: fault for n, fault in faults.items() if fault}
+
+
+def _fault(call: Any, digest: int) -> str | None:
+    try:
+        seen = ray.get(call)
+    except ray.exceptions.RayError as error:
+        return str(error).strip().splitlines()[0 if isinstance(error, ray.exceptions.RayActorError) else -1]
+    return None if seen == digest else f"it loaded a bucket with checksum {seen:016x}, sent was {digest:016x}"

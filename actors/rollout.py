@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,15 @@ from actors.requests import GroupRequest, Sampling
 from drafter.control import SpeculationStats
 from trainer.spec import TaskSpec
 from trainer.types import Group, Prompt
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a worker has finished since it was last asked."""
+
+    items: list[Group | Delivery]
+    step_s: float = 0.0
+    """How long the step that the engine is in has taken so far."""
 
 
 class RolloutWorker:
@@ -37,32 +48,39 @@ class RolloutWorker:
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple, Future]] = queue.SimpleQueue()
         self._buckets = threading.Condition()
         self._next_bucket = 0
+        self._step_began: float | None = None
         self._ready: Future = Future()
         threading.Thread(target=self._own_engine, args=(config, task), daemon=True, name="engine").start()
 
     # Calls from outside.
 
-    def ready(self) -> dict[str, Any]:
-        """Wait for the engine; its versions."""
+    def ready(self) -> tuple[dict[str, str], list[int]]:
+        """Wait for the engine; its versions, and the cores that it is pinned to."""
         return self._ready.result()
 
     def submit(self, requests: list[GroupRequest], sampling: Sampling) -> None:
         """Accept groups. All of one call are queued before the next step, in order."""
         self._call(self._admit, requests, sampling)
 
-    def collect(self, timeout_s: float) -> list[Group | Delivery]:
+    def collect(self, timeout_s: float) -> Collected:
         """Wait up to `timeout_s` for a finished group or a response finished for another worker, then give all that
         are finished."""
-        groups: list[Group | Delivery] = []
-        try:
+        found = Collected([])
+        with suppress(queue.Empty):
             item = self._finished.get(timeout=timeout_s)
             while True:
                 if isinstance(item, BaseException):
                     raise item
-                groups.append(item)
+                found.items.append(item)
                 item = self._finished.get_nowait()
-        except queue.Empty:
-            return groups
+        if (since := self._step_began) is not None:
+            found.step_s = time.perf_counter() - since
+        return found
+
+    def abandon(self, group_ids: list[str]) -> None:
+        """Drop what is left of these groups, of this worker's own and of responses taken over: they are sampled anew
+        elsewhere."""
+        self._call(self._drop, group_ids)
 
     def progress(self) -> Progress:
         """What is under way, and how long steps took."""
@@ -134,12 +152,13 @@ class RolloutWorker:
             self._ready.set_exception(error)
             return
         threading.Thread(target=self._grade_groups, daemon=True, name="grader").start()
-        self._ready.set_result(self._engine.versions())
+        self._ready.set_result((self._engine.versions(), self._engine.cores))
         while True:
             self._serve_calls()
             if self._engine.busy:
-                started = time.perf_counter()
+                self._step_began = started = time.perf_counter()
                 self._step()
+                self._step_began = None
                 self._handover.timed(time.perf_counter() - started)
 
     def _serve_calls(self) -> None:
@@ -172,7 +191,7 @@ class RolloutWorker:
             # The failed epoch is over for this worker: drop what is left of it, so that the actor stays answerable.
             self._finished.put(error)
             self._engine.abort_all(
-                [f"{g.request.id}:{i}" for g in self._open.values() for i in range(g.request.rollouts)]
+                [request_id for group in self._open.values() for request_id in group.request_ids]
                 + self._handover.taken_ids
             )
             self._open.clear()
@@ -186,7 +205,15 @@ class RolloutWorker:
 
     def _take_back(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
-            self._complete(delivery.group_id, delivery.sample, delivery.response)
+            if delivery.group_id in self._open:  # it may have been abandoned meanwhile
+                self._complete(delivery.group_id, delivery.sample, delivery.response)
+
+    def _drop(self, group_ids: list[str]) -> None:
+        dropped = self._handover.drop(group_ids)
+        for group_id in group_ids:
+            if group := self._open.pop(group_id, None):
+                dropped += group.request_ids
+        self._engine.abort_all(dropped)
 
     def _grade_groups(self) -> None:
         while True:

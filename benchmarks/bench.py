@@ -24,12 +24,12 @@ from cluster.display import Display
 from cluster.driver import Driver
 from cluster.launch import Prepared, train
 from cluster.metrics import Metrics
-from cluster.placement import Actors, Cluster, wait
+from cluster.placement import Actors, Cluster
 from cluster.sinks import Sinks
 from cluster.spec import Spec
+from cluster.waits import wait
 from trainer.models import user_cache
 from trainer.stages import PretrainStage
-from trainer.tasks import Pools
 
 TIMEOUT_S = 300
 
@@ -45,7 +45,7 @@ def started(spec: Spec, scratch: Path) -> Iterator["Bench"]:
         Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster,
     ):
         actors = cluster.start({"train": prepared.pools.train, "heldout": prepared.pools.heldout})
-        yield Bench(scratch, prepared.pools, metrics, cluster, actors)
+        yield Bench(scratch, prepared, metrics, cluster, actors)
 
 
 def from_base(spec: Spec, base: Path) -> Spec:
@@ -58,8 +58,9 @@ def from_base(spec: Spec, base: Path) -> Spec:
 class Bench:
     """Actors that many runs share."""
 
-    def __init__(self, scratch: Path, pools: Pools, metrics: Metrics, cluster: Cluster, actors: Actors) -> None:
-        self._scratch, self._pools, self._metrics = scratch, pools, metrics
+    def __init__(self, scratch: Path, prepared: Prepared, metrics: Metrics, cluster: Cluster, actors: Actors) -> None:
+        self._scratch, self._pools, self._metrics = scratch, prepared.pools, metrics
+        self._vocabulary = prepared.vocabulary
         self._cluster, self._actors = cluster, actors
         self._learner("save", str(scratch / "start"))
 
@@ -72,7 +73,18 @@ class Bench:
         run.create()
         self._reset(spec)
         sinks = Sinks([], run, name)
-        driver = Driver(spec, run, self._pools, self._actors, self._metrics, sinks, Display(name), lambda: False, began)
+        driver = Driver(
+            spec,
+            run,
+            self._pools,
+            self._vocabulary,
+            self._actors,
+            self._metrics,
+            sinks,
+            Display(name),
+            lambda: False,
+            began,
+        )
         yield run, driver.run_stages()
         shutil.rmtree(run.path)
 

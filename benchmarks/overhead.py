@@ -22,7 +22,7 @@ CONFIGURATIONS = {
     "two cores": (2, []),
     "one core": (
         1,
-        ["cluster.rollout_workers=1", "learner.ranks=1", "rollout.max_running_requests=512"],
+        ["rollout.workers=1", "learner.ranks=1", "rollout.max_running_requests=512"],
     ),
 }
 

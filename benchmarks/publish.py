@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = str(prepare_model(model, Path(scratch), 0, "float32"))
         ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=2**30)
-        engine = EngineConfig(directory, "float32", 128, 16, 2**28, 0.5, 1, 0, 1, 0)
+        engine = EngineConfig(directory, "float32", 128, 16, 2**28, 0.5, 1, 1, 0)
         learner = LearnerConfig(directory, "float32", LearnerSpec(), 1.0, 1, "cpu", 0, BUCKET_MIB * 2**20)
         pools: dict = {"train": [], "heldout": []}
         options = {"num_cpus": 1, "runtime_env": ENVIRONMENT}
@@ -101,7 +101,7 @@ def main() -> None:
         for version in range(1, runs + 2):
             with Peak(pids) as peak:
                 began = time.perf_counter()
-                size = int(ray.get(rank.publish.remote([worker], version, 60)))
+                size = int(ray.get(rank.publish.remote([worker], version, 60)).bytes)
                 times.append(time.perf_counter() - began)
             extras.append(peak.extra_bytes / 2**20)
         ray.shutdown()

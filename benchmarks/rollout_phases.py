@@ -18,6 +18,7 @@ from cluster.lengths import Lengths
 from cluster.placement import Actors, Cluster
 from cluster.rollouts import Rollouts
 from cluster.spec import Spec, load_spec
+from cluster.workers import Workers
 from drafter.spec import DrafterSpec
 from trainer.models import load_tokenizer, prepare_model, user_cache
 from trainer.tasks import build_pools
@@ -144,12 +145,15 @@ class Sampler:
         actor = ray.remote(RolloutWorker).options(num_cpus=0, max_concurrency=8, runtime_env=environment)
         pools = {"train": self.pools.train, "heldout": self.pools.heldout}
         workers = {
-            f"rollout-{i}": actor.remote(placed._engine_config(i), spec.task, pools, spec.run.seed) for i in range(2)
+            f"rollout-{i}": actor.remote(placed._configs.engine(), spec.task, pools, spec.run.seed) for i in range(2)
         }
         print(ray.get([worker.ready.remote() for worker in workers.values()]), flush=True)
-        actors = Actors(workers, [], None, {}, {}, head)
-        bubbles = Bubbles(spec, actors, nothing)
-        return Side(workers, bubbles, Rollouts(spec, workers, Lengths(self.pools), bubbles, nothing))
+        actors = Actors(workers, {}, [], None, {}, {}, head)
+        served = Workers(spec, actors, nothing, nothing)
+        bubbles = Bubbles(spec, actors, served, nothing)
+        vocabulary = json.loads((Path(spec.model.source) / "config.json").read_text())["vocab_size"]
+        lengths = Lengths(self.pools)
+        return Side(workers, bubbles, Rollouts(spec, served, vocabulary, lengths, bubbles, nothing, nothing, nothing))
 
     def sample(self, arm: Any, repeat: int) -> tuple[float, int, dict[str, Any]]:
         """One rollout phase of an arm: seconds, tokens, and what was speculated."""
@@ -174,7 +178,7 @@ class Sampler:
         size, side = size or self._spec.allocator.unit_rollouts, side or self._plain
         requests = [GroupRequest(f"{self._phase}/{i}", seed, i, size, 0) for i in prompts]
         sampling = Sampling("train", self._spec.rollout.max_response_tokens, self.temperature)
-        return side.rollouts.sample(requests, sampling, nothing)
+        return side.rollouts.sample(requests, sampling)
 
 
 @dataclass

@@ -6,7 +6,7 @@ goes wrong with a drafter ends its training with a warning, never the run.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from actors.drafter import Session
 from cluster import drafter_files
 from cluster.drafter_files import Kept
 from cluster.drafters import Drafters, Running
-from cluster.placement import Actors, wait
+from cluster.placement import Actors
 from cluster.spec import Spec
+from cluster.waits import wait
+from cluster.workers import Workers
 from drafter.buffer import FeatureBuffer
 from drafter.control import SpeculationStats
 from drafter.leases import Leases
@@ -36,12 +38,14 @@ class Bubbles:
     """One per run, also of a run that does not speculate: then it only measures the bubbles."""
 
     def __init__(
-        self, spec: Spec, actors: Actors, journal: Callable[..., None], warn: Callable[[str], None] = lambda text: None
-    ) -> None:
+        self, spec: Spec, actors: Actors, workers: Workers, journal: Callable[..., None],
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
         """`warn` tells a person what the journal is told too."""
-        self._spec, self._actors, self._journal, self._warn = spec, actors, journal, warn
+        self._spec, self._actors, self._workers, self._journal, self._warn = spec, actors, workers, journal, warn
         self._limit = spec.limits.learn_timeout_s
-        self.leases = Leases(list(actors.workers))
+        self._replacements = spec.limits.worker_restarts
+        self.leases = Leases(workers.serving)
         self.buffer = FeatureBuffer(spec.drafter.train.buffer_mib * 2**20)
         self.publisher = Publisher(serving=spec.drafter.source is not None)
         self.training = spec.drafter.trains
@@ -67,14 +71,24 @@ class Bubbles:
 
     def tick(self, busy: set[str]) -> None:
         """The phase goes on; `busy` are the workers that still have something to generate."""
-        now = time.time()
-        self.drafters.stop(self.leases.work(sorted(busy), now))
-        for worker in self._actors.workers.keys() - busy:
+        now, serving = time.time(), set(self._workers.serving)
+        self.drafters.stop(self.leases.members(serving, now))
+        self.drafters.stop(self.leases.work(sorted(busy & serving), now))
+        for worker in serving - busy:
             self.leases.idle(worker, now)
         self._take_sessions(0.0)
         if self.training and self._has_features(0.0):
             for worker in self.leases.grant(now):
                 self._start(worker)
+
+    def joined(self, worker: str) -> None:
+        """A rollout worker has come into service, with an engine that has loaded the drafter of the run's start."""
+        if self._serving:
+            self._load([worker], self._serving, [])
+        if worker in self.drafters.alive:
+            self.drafters.alive[worker].pin.remote(self._actors.cores[worker])
+        elif self.training and worker not in self.drafters.beside:
+            self._replace(worker)
 
     def over(self) -> None:
         """The phase is over: every lease ends; nobody waits for it."""
@@ -87,6 +101,9 @@ class Bubbles:
         """An update has been made: its features are asked for, not waited for; the first ones buy the cold start."""
         if not self.training:
             return
+        for worker in self.drafters.arrived():
+            self.leases.found(worker)
+            self._target_epoch = -TARGET_REFRESH_EPOCHS  # it has the target of the run's start
         self._features = [rank.take_features.remote() for rank in self._actors.ranks]
         if epoch - self._target_epoch >= TARGET_REFRESH_EPOCHS:
             self._target_epoch = epoch
@@ -110,7 +127,7 @@ class Bubbles:
         if self.publisher.wants(judged, self._ngram_length):
             self._previous, self._serving = self._serving, [ref]
             version = self.publisher.published()
-            self._load(self._serving, list(session.survival))
+            self._load(self._workers.serving, self._serving, list(session.survival))
             rival = expected_length(judged.serving_survival) if judged.serving_survival else self._ngram_length
             self._journal(
                 "drafter_published", version=version, accept_length=judged.accept_length, serving_accept_length=rival
@@ -134,8 +151,9 @@ class Bubbles:
             self._journal("speculation_off", why=off)
             self._warn(f"speculation is off: {off}")
         self._judge(stats)
-        by_worker = {name: [0.0, 0.0] for name in self._actors.workers}
+        by_worker = {name: [0.0, 0.0] for name in self._workers.serving}
         for worker, begin, end, harvested in bubbles.stretches:
+            by_worker.setdefault(worker, [0.0, 0.0])
             by_worker[worker][0] += end - begin
             by_worker[worker][1] += harvested
         if self.training and not self._worth.epoch(figures["drafter_steps"] - figures["bought_steps"]):
@@ -166,8 +184,7 @@ class Bubbles:
         """What the engines did since they were last asked, and why one of them has switched speculation off."""
         stats, off = SpeculationStats(), None
         if self._spec.drafter.method != "none":
-            calls = [worker.speculation.remote() for worker in self._actors.workers.values()]
-            for each, reason in wait(calls, self._limit, "what the engines speculated"):
+            for each, reason in self._workers.ask("speculation", dict.fromkeys(self._workers.serving, ())).values():
                 stats.add(each)
                 off = off or reason
         return stats, off
@@ -192,7 +209,7 @@ class Bubbles:
             setattr(self, name, kept.facts.get(name, getattr(self, name)))
         if kept.serving and kept.version != self.publisher.version:
             self._serving, self.publisher.version = kept.serving, kept.version
-            self._load(kept.serving, [])
+            self._load(self._workers.serving, kept.serving, [])
 
     def export(self, path: Path) -> None:
         """The drafter in service, in the format that vLLM loads."""
@@ -201,10 +218,9 @@ class Bubbles:
 
     # Inside.
 
-    def _load(self, refs: Any, survival: list[float]) -> None:
+    def _load(self, workers: Sequence[str], refs: Any, survival: list[float]) -> None:
         began = time.time()
-        calls = [worker.load_drafter.remote(refs, survival) for worker in self._actors.workers.values()]
-        wait(calls, self._spec.limits.publish_timeout_s, "the drafter to be in service")
+        self._workers.ask("load_drafter", dict.fromkeys(workers, (refs, survival)))
         self._figures["publish_s"] += time.time() - began
 
     def _judge(self, stats: SpeculationStats) -> None:
@@ -213,7 +229,7 @@ class Bubbles:
             self._ngram_length = stats.step_tokens if stats.request_steps else self._ngram_length
         elif self.publisher.drops(stats.kept[1], stats.tried[1]) and self._previous:
             self._serving, self._previous = self._previous, None
-            self._load(self._serving, [])
+            self._load(self._workers.serving, self._serving, [])
             self._journal("drafter_rolled_back", version=self.publisher.published())
 
     def _has_features(self, timeout_s: float) -> bool:
@@ -229,7 +245,7 @@ class Bubbles:
 
     def _start(self, worker: str, bought: bool = False) -> None:
         if self._spec.drafter.train.sleep:
-            self._actors.workers[worker].sleep.remote()
+            self._workers.handles[worker].sleep.remote()
         blobs = [blob.handle for blob in self.buffer.blobs]
         lease = self.drafters.start(worker, blobs, self._serving, bought)
         self._journal("leased", worker=worker, lease=lease, epoch=self.buffer.newest)
@@ -266,8 +282,18 @@ class Bubbles:
     def _lose(self, worker: str, why: str) -> None:
         self.leases.lose(worker, time.time())
         self._journal("drafter_lost", worker=worker, why=why)
-        if not self.drafters.alive:
+        if worker in self._workers.serving:  # otherwise when it comes back
+            self._replace(worker)
+        if not self.drafters.beside and not self._replacements:
             self._end_training("every drafter is lost")
+
+    def _replace(self, worker: str) -> None:
+        """Have another drafter started beside this rollout worker; it trains when the target has been given to it."""
+        if self._replacements:
+            self._replacements -= 1
+            handle = self._actors.crew.start_drafter(worker)
+            handle.pin.remote(self._actors.cores[worker])
+            self.drafters.replace(worker, handle)
 
     def _end_training(self, why: str) -> None:
         self.training, self.ended = False, why

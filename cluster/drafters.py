@@ -4,6 +4,7 @@ who trains when is decided elsewhere.
 Invariant: what a session leaves belongs to this process, so that it outlives the drafter that made it.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class Drafters:
     def __init__(self, handles: dict[str, Any], timeout_s: float) -> None:
         """`timeout_s` is what the message about a drafter that hangs says."""
         self.alive = dict(handles)
+        self._coming: dict[str, tuple[Any, Any]] = {}  # handle, and reference of an answer
         self.phase = 0
         """Rollout phases and purchases so far. Drafters that train in the same one are replicas."""
         self.leases = 0
@@ -98,6 +100,30 @@ class Drafters:
         self._running.pop(worker, None)
         ray.kill(self.alive.pop(worker))
         return f"did not stop within {self._timeout_s:g} s"
+
+    def replace(self, worker: str, handle: Any) -> None:
+        """Another drafter is being started beside this worker."""
+        self._coming[worker] = handle, handle.pid.remote()
+
+    @property
+    def beside(self) -> set[str]:
+        """Workers beside which one is, or is on its way."""
+        return {*self.alive, *self._coming}
+
+    def arrived(self) -> list[str]:
+        """Take in the drafters that have started since; workers beside which they are."""
+        import ray
+
+        refs = {ref: worker for worker, (_, ref) in self._coming.items()}
+        ready = ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []
+        arrived = []
+        for ref in ready:
+            handle, _ = self._coming.pop(refs[ref])
+            with contextlib.suppress(ray.exceptions.RayError):  # it has died in its turn
+                ray.get(ref)
+                self.alive[refs[ref]] = handle
+                arrived.append(refs[ref])
+        return arrived
 
     def newest_state(self) -> Any:
         """Reference of the state that took most micro-steps; None before the first session."""

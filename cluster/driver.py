@@ -24,14 +24,17 @@ from cluster.display import Display
 from cluster.errors import RunFailed
 from cluster.lengths import Lengths
 from cluster.metrics import Metrics
-from cluster.placement import Actors, wait
+from cluster.placement import Actors
 from cluster.report import leave_report
 from cluster.rollouts import Rollouts
+from cluster.serving import Serving
 from cluster.sinks import Sinks
 from cluster.spec import Spec
 from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
 from cluster.updates import Update, Updates
+from cluster.waits import on_stall, wait
+from cluster.workers import Workers
 from trainer.evaluation import summarize, with_language_loss
 from trainer.spec import EvaluateStage
 from trainer.stages import Budgeted, MergeStage, Supervised
@@ -39,20 +42,22 @@ from trainer.tasks import Pools
 from trainer.types import Group, merged
 
 
-class Driver(RecipeStages, Updates):
+class Driver(RecipeStages, Updates, Serving):
     def __init__(
-        self, spec: Spec, run: RunDirectory, pools: Pools, actors: Actors, metrics: Metrics, sinks: Sinks,
-        display: Display, stop_requested: Callable[[], bool],
-        began: float,
+        self, spec: Spec, run: RunDirectory, pools: Pools, vocabulary: int, actors: Actors, metrics: Metrics,
+        sinks: Sinks, display: Display, stop_requested: Callable[[], bool], began: float,
     ) -> None:  # fmt: skip
+        """`vocabulary`: tokens that the model knows. `began`: on the clock of time.perf_counter."""
         self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
         self.metrics, self.sinks, self.display, self.stop_requested = metrics, sinks, display, stop_requested
         self.lengths = Lengths(pools)
-        self.bubbles = Bubbles(spec, actors, run.journal, display.note)
-        self.rollouts = Rollouts(spec, actors.workers, self.lengths, self.bubbles, self._check_stop)
+        self.workers = Workers(spec, actors, run.journal, display.note)
+        self.bubbles = Bubbles(spec, actors, self.workers, run.journal, display.note)
+        self.rollouts = Rollouts(
+            spec, self.workers, vocabulary, self.lengths, self.bubbles, run.journal, self._refit, self._check_stop
+        )
         self.counters = Counters()
         self.version = 0  # of the learner's weights
-        self.serving = 0  # on every engine
         self.stage_index = 0
         self.stage_done = 0  # units (steps or epochs) of the current stage
         self.begun = False  # the current stage has the weights and the optimizer that it starts from
@@ -63,7 +68,8 @@ class Driver(RecipeStages, Updates):
         self.held: list[Group] = []  # sampled under the learner's weights, and waiting for the rest of a batch
         self.clock = Stopwatch()
         self.currency = spec.allocator.currency if spec.allocator else "rollouts"
-        self._wall = began  # on the clock of time.perf_counter
+        self._wall = began
+        on_stall.set(self._stalled)
 
     # Stages.
 
@@ -127,7 +133,7 @@ class Driver(RecipeStages, Updates):
         ]
         sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
         began = time.perf_counter()
-        groups = self.rollouts.sample(requests, sampling, self.run.journal, self.display.advance)
+        groups = self.rollouts.sample(requests, sampling, self.display.advance)
         self.bubbles.forget()
         self.lengths.observe("heldout", groups)
         scores = with_language_loss(
@@ -217,19 +223,7 @@ class Driver(RecipeStages, Updates):
         ]
         rollout = self.spec.rollout
         sampling = Sampling("train", rollout.max_response_tokens, rollout.temperature)
-        groups = self.rollouts.sample(requests, sampling, self.run.journal)
-        return groups
-
-    def _serve_current_weights(self) -> None:
-        """Publish the learner's weights unless every engine has them; no engine gets work under another version."""
-        self.bubbles.publish()
-        if self.serving == self.version:
-            return
-        workers, limit = self.actors.workers, self.spec.limits.publish_timeout_s
-        calls = [r.publish.remote(list(workers.values()), self.version, limit) for r in self.actors.ranks]
-        sent = wait(calls, limit, f"weights of version {self.version} to be in service")[0]
-        self.serving = self.version
-        self.run.journal("published", weight_version=self.version, bytes=int(sent), engines=len(workers))
+        return self.rollouts.sample(requests, sampling)
 
     def _record(self, update: Update, figures: dict) -> None:
         """The epoch is over: its row of metrics, the display, the counters."""
@@ -247,6 +241,12 @@ class Driver(RecipeStages, Updates):
             self.stage_done + 1, epoch=update.epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],
             effective_share=row["effective_share"], tokens_per_s=row["time"]["tokens_per_s"],
         )  # fmt: skip
+
+    def _stalled(self, what: str, waited_s: float, limit_s: float) -> None:
+        """Half of a limit is over: say who is waited for, while there is time to look."""
+        self.run.journal("stalled", what=what, waited_s=round(waited_s, 1), limit_s=limit_s)
+        self.metrics.stalled()
+        self.display.note(f"waits for {what}: {waited_s:.0f} s so far, {limit_s:g} s at most")
 
     # Checkpoints.
 

@@ -73,7 +73,9 @@ class Prepared:
         tokenizer = load_tokenizer(Path(self.model_dir))
         self.pools: Pools = build_pools(spec.task, tokenizer, longest)
         check_solutions(spec, self.pools.train, tokenizer)
-        check_starts(spec, run, AutoConfig.from_pretrained(self.model_dir))
+        config = AutoConfig.from_pretrained(self.model_dir)
+        self.vocabulary: int = config.get_text_config().vocab_size
+        check_starts(spec, run, config)
         self.head_dir = prepare_head(spec, Path(self.model_dir), self.pools, tokenizer, start)
 
 
@@ -125,7 +127,9 @@ def _with_actors(
             write_atomically(run.path / "spec.yaml", dump_spec(spec))
             run.journal("run_started", name=spec.run.name, seed=spec.run.seed)
         with _stop_on_signals(display) as stop, contextlib.closing(Sinks(spec.run.sinks, run, spec.run.name)) as sinks:
-            return Driver(spec, run, prepared.pools, actors, metrics, sinks, display, stop.is_set, began).run_stages()
+            return Driver(
+                spec, run, prepared.pools, prepared.vocabulary, actors, metrics, sinks, display, stop.is_set, began
+            ).run_stages()
 
 
 def _hush() -> None:

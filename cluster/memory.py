@@ -40,7 +40,7 @@ def estimate(spec: Spec, parameters: int) -> list[Share]:
         return [_engine(spec, parameters), _rank(spec, parameters), store]
     buffer = spec.drafter.train.buffer_mib * MIB
     text = f"features of past rollouts, {gib(buffer)}, while the next ones come in"
-    drafter = Share("drafter", spec.cluster.rollout_workers, 0, "host", "a process beside each engine")
+    drafter = Share("drafter", spec.rollout.workers.max, 0, "host", "a process beside each engine")
     features = Share("features", 1, 2 * buffer, "host", text)
     return [_engine(spec, parameters), _rank(spec, parameters), store, drafter, features]
 
@@ -62,10 +62,10 @@ def _engine(spec: Spec, parameters: int) -> Share:
     text = f"weights {parameters:,} x {width} B ({dtype}) = {gib(weights)}"
     if spec.cluster.gpus_per_rollout_worker:
         text += f", cache and activations in the rest of gpu_memory_fraction {spec.rollout.gpu_memory_fraction:g}"
-        return Share("engine", spec.cluster.rollout_workers, weights, "gpu", text)
+        return Share("engine", spec.rollout.workers.max, weights, "gpu", text)
     cache = spec.rollout.kv_cache_gib * GIB
     text += f" + kv cache {gib(cache)}"
-    return Share("engine", spec.cluster.rollout_workers, weights + cache, "host", text)
+    return Share("engine", spec.rollout.workers.max, weights + cache, "host", text)
 
 
 def _rank(spec: Spec, parameters: int) -> Share:

@@ -122,6 +122,7 @@ METRICS = (
     ),
     Metric("tailrace_drafter_loss", Gauge, "Loss of the newest micro-step.", "bubbles.drafter_loss"),
     Metric("tailrace_restarts_total", Counter, "Times that this process went back to a checkpoint with new actors."),
+    Metric("tailrace_stalls_total", Counter, "Waits that took half of their limit; the journal says for whom."),
     Metric("tailrace_tokens_per_second", Gauge, "Response tokens per second of the epoch's rollout phase."),
 )
 
@@ -155,6 +156,10 @@ class Metrics:
     def restarted(self) -> None:
         """The run goes back to its newest checkpoint with new actors."""
         self._of["tailrace_restarts_total"].inc()
+
+    def stalled(self) -> None:
+        """A wait has taken half of its limit."""
+        self._of["tailrace_stalls_total"].inc()
 
     def stage(self, name: str) -> None:
         """The run is in this stage now."""

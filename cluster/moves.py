@@ -1,18 +1,18 @@
 """Carries out what `cluster.migration` plans: responses from a straggler to idle workers, and back when finished.
 
 Invariant: a response that moved has one holder at any time, and comes back through `settle` to the worker that owns its
-group; the dispatcher waits for the group as if nothing had moved. If a holder dies, the run fails and names them.
+group; the dispatcher waits for the group as if nothing had moved. When an owner or a holder is lost, the groups that
+were split between it and others are dropped everywhere, and sampled again as a whole.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
 
 from actors.handover import Delivery, Progress
 from actors.requests import Sampling
 from cluster.lengths import Lengths, remaining_tokens
 from cluster.migration import Plan, StepTimes, Unfinished, plan
-from cluster.placement import wait
+from cluster.workers import Workers
 from trainer.types import Group
 
 CHECK_S = 1.0
@@ -23,8 +23,8 @@ FIRST_MOVE_S = 0.1
 
 
 class Mover:
-    def __init__(self, workers: dict[str, Any], lengths: Lengths, slots: int, limit_s: float) -> None:
-        self._workers, self._lengths, self._limit_s = workers, lengths, limit_s
+    def __init__(self, workers: Workers, lengths: Lengths, slots: int) -> None:
+        self._workers, self._lengths = workers, lengths
         self._times = StepTimes(slots)
         self._move_s = FIRST_MOVE_S
         self._away: dict[str, tuple[str, str]] = {}  # response id: owner and holder
@@ -42,11 +42,12 @@ class Mover:
     ) -> None:
         """Move what is worth it. `busy`: the workers with groups of their own; nothing waits for a worker.
         `step_tokens`: tokens that a response gets per step, more than 1 where drafts are accepted."""
-        idle = frozenset(self._workers).difference(busy, self.holders())
+        serving = self._workers.serving
+        idle = frozenset(serving).difference(busy, self.holders())
         before, asked = self._considered
         if not idle or (idle == before and time.monotonic() - asked < CHECK_S):
             return
-        reports = self._ask("progress", dict.fromkeys(self._workers, ()))
+        reports = self._workers.ask("progress", dict.fromkeys(serving, ()))
         for progress in reports.values():
             self._times.add(progress.steps)
         speed = self._times.speed()
@@ -63,11 +64,31 @@ class Mover:
         for item in finished:
             if isinstance(item, Group):
                 groups.append(item)
-            else:
-                owner, _ = self._away.pop(f"{item.group_id}:{item.sample}")
+                continue
+            request_id = f"{item.group_id}:{item.sample}"
+            owner, held_by = self._away.get(request_id, (None, None))
+            if owner is not None and held_by == holder:  # otherwise its group was dropped meanwhile
+                del self._away[request_id]
                 home.setdefault(owner, []).append(item)
-        self._ask("deliver", {owner: (deliveries,) for owner, deliveries in home.items()})
+        self._workers.ask("deliver", {owner: (deliveries,) for owner, deliveries in home.items()})
         return groups
+
+    def lose(self, worker: str) -> set[str]:
+        """A worker is gone. Drops the groups that were split between it and others, wherever parts of them are, and
+        gives the ids of those whose owner is still there."""
+        split = {
+            request_id.rpartition(":")[0]: owner for request_id, pair in self._away.items() for owner in pair[:1]
+            if worker in pair
+        }  # fmt: skip
+        parts: dict[str, set[str]] = {}
+        for request_id, pair in list(self._away.items()):
+            if (group_id := request_id.rpartition(":")[0]) in split:
+                del self._away[request_id]
+                for part_of in pair:
+                    parts.setdefault(part_of, set()).add(group_id)
+        parts.pop(worker, None)
+        self._workers.ask("abandon", {name: (sorted(group_ids),) for name, group_ids in parts.items()})
+        return {group_id for group_id, owner in split.items() if owner != worker}
 
     def _unfinished(self, progress: Progress, sampling: Sampling, step_tokens: float) -> list[Unfinished]:
         expected = self._lengths.expected(sampling.pool)[:, 0]
@@ -82,12 +103,12 @@ class Mover:
     def _carry_out(self, planned: Plan, journal: Callable[..., None]) -> None:
         for (giver, taker), request_ids in planned.moves.items():
             began = time.monotonic()
-            given = self._ask("release", {giver: (request_ids,)})[giver]
+            given = self._workers.ask("release", {giver: (request_ids,)}).get(giver)
             if not given:
                 continue
             for c in given:
                 self._away[c.id] = self._away.get(c.id, (giver,))[0], taker
-            self._ask("adopt", {taker: (given,)})
+            self._workers.ask("adopt", {taker: (given,)})  # if it is lost by this, so is what is away with it
             self._move_s += (time.monotonic() - began - self._move_s) / 2
             fields = {
                 "from": giver, "to": taker, "groups": sorted({c.request.id for c in given}), "responses": len(given),
@@ -95,9 +116,3 @@ class Mover:
                 "predicted_s": [round(planned.before_s, 3), round(planned.after_s, 3)],
             }  # fmt: skip
             journal("moved", **fields)
-
-    def _ask(self, method: str, calls: dict[str, Sequence[Any]]) -> dict[str, Any]:
-        """One call to each of these workers, at once. Raises RunFailed naming them and what is away from its owner."""
-        asked = [getattr(self._workers[worker], method).remote(*args) for worker, args in calls.items()]
-        what = f"{', '.join(calls)}: {method}; moved responses: {self.holders() or 'none'}"
-        return dict(zip(calls, wait(asked, self._limit_s, what), strict=True)) if calls else {}

@@ -1,26 +1,22 @@
-"""Ray, the bundles, and the actors in them. Every wait has a deadline and names what it waits for."""
+"""Ray, the bundles, and the actors in them: started together at first, and one by one where a process was lost."""
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.allocator import AllocatorActor
-from actors.drafter import DrafterActor, DrafterConfig
-from actors.engine import EngineConfig
+from actors.drafter import DrafterActor
 from actors.learner import LearnerRank
-from actors.learner_config import LearnerConfig
-from actors.plugin import BACKEND
 from actors.rollout import RolloutWorker
-from actors.seeds import derive_seed
 from cluster.allocation import allocator_arguments
-from cluster.bundles import bundles
 from cluster.checkpoint import RunDirectory
-from cluster.errors import ActorLost, RunFailed
-from cluster.heads import speculation, tap
+from cluster.configs import Configs
+from cluster.errors import RunFailed
+from cluster.places import Places, leaving_nodes
 from cluster.spec import Spec
+from cluster.waits import wait
 from trainer.types import Prompt
 
 OBJECT_STORE_SLACK_BYTES = 256 * 2**20
@@ -35,6 +31,9 @@ class Actors:
     """Handles of everything that a run has started."""
 
     workers: dict[str, Any]
+    """Those that stand; kept up to date by `cluster.workers`."""
+    cores: dict[str, list[int]]
+    """That their engines are pinned to; none on GPU."""
     ranks: list[Any]
     allocator: Any
     """None without an rl stage."""
@@ -43,21 +42,26 @@ class Actors:
     """By the rollout worker beside which they sit; empty where no drafter is trained."""
     head_dir: Path | None
     """The head that the engines started with."""
+    crew: Any = None
+    """Starts another process for one that was lost; None where nobody does."""
 
 
 class Cluster:
     """The run's share of a Ray cluster, as a context manager; leaves no process behind."""
 
     def __init__(self, spec: Spec, run: RunDirectory, model_dir: str, dtype: str, head_dir: Path | None) -> None:
-        self._spec, self._run, self._model_dir, self._dtype, self._head_dir = spec, run, model_dir, dtype, head_dir
-        self._group: Any = None
+        self._spec, self._run, self._head_dir = spec, run, head_dir
+        self._places = Places(spec)
         self._connected = False
         # Two ranks of one NCCL group cannot share a device, so colocated weights go through the object store.
         c = spec.cluster
         # A drafter's do too, and an engine has one way in.
         both_on_gpus = bool(c.gpus_per_rollout_worker and c.gpus_per_learner_rank)
         self._nccl = both_on_gpus and c.placement == "disaggregated" and not spec.drafter.learned
+        self._configs = Configs(spec, model_dir, dtype, head_dir, self._nccl)
         self._handles: list[Any] = []
+        self._started = 0
+        self._pools: Any = None
 
     def __enter__(self) -> "Cluster":
         # Read when ray is imported. Tokens by default; whoever has set the mode knows better.
@@ -73,8 +77,8 @@ class Cluster:
 
         for handle in self._handles:
             ray.kill(handle)
-        if self._group is not None:
-            ray.util.remove_placement_group(self._group)
+        if ray.is_initialized():
+            self._places.leave()
         if self._connected:
             ray.shutdown()
 
@@ -102,71 +106,90 @@ class Cluster:
     def start(self, pools: dict[str, list[Prompt]]) -> Actors:
         """Reserve the bundles and start all actors side by side; returns when all are ready."""
         import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         spec = self._spec
-        wanted = bundles(spec)
-        self._group = reserve(wanted, spec.limits.placement_timeout_s)
-        pools_ref = ray.put(pools)
-        workers_n, ranks_n = spec.cluster.rollout_workers, spec.learner.ranks
-        colocated = spec.cluster.placement == "colocated"
-
-        def options(bundle: int, name: str, cpus: float, gpus: float, **more: Any) -> dict[str, Any]:
-            # Colocated actors take turns, so each counts half of what it needs.
-            share = 2 if colocated else 1
-            if gpus == 1 and spec.drafter.trains:
-                gpus -= DRAFTER_GPU
-            return {
-                "num_cpus": cpus / share,
-                "num_gpus": gpus / share,
-                "name": f"{spec.run.name}-{os.getpid()}-{name}",
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, bundle),
-                "runtime_env": {"env_vars": self._environment(name, int(cpus), gpus)},
-                **more,
-            }
-
-        workers = {}
-        slots = _slots_on_node(self._group, workers_n)
-        for i in range(workers_n):
-            name = f"rollout-{i}"
-            c = spec.cluster
-            actor = ray.remote(RolloutWorker).options(
-                **options(i, name, c.cpus_per_rollout_worker, c.gpus_per_rollout_worker, max_concurrency=8)
-            )
-            workers[name] = self._keep(actor.remote(self._engine_config(slots[i]), spec.task, pools_ref, spec.run.seed))
-        ranks = []
-        for i in range(ranks_n):
-            c = spec.cluster
-            bundle = i if colocated else workers_n + i
-            actor = ray.remote(LearnerRank).options(
-                **options(bundle, f"learner-{i}", c.cpus_per_learner_rank, c.gpus_per_learner_rank)
-            )
-            ranks.append(self._keep(actor.remote(self._learner_config(), i, spec.task, pools_ref)))
-        drafters = {}
-        for i, name in enumerate(workers if spec.drafter.trains else []):
-            # They count for nothing: they run on a worker's cores while it has no use for them.
-            gpu = DRAFTER_GPU * bool(spec.cluster.gpus_per_rollout_worker)
-            actor = ray.remote(DrafterActor).options(**options(i, f"drafter-{i}", 0, gpu, max_concurrency=4))
-            drafters[name] = self._keep(actor.remote(self._drafter_config(slots[i])))
+        self._places.reserve()
+        self._pools = ray.put(pools)
+        names = [f"rollout-{i}" for i in range(spec.rollout.workers.min)]
+        workers = {name: self.start_worker(name) for name in names}
+        ranks = [self._start_rank(i) for i in range(spec.learner.ranks)]
+        drafters = {name: self.start_drafter(name) for name in names if spec.drafter.trains}
         allocator = self._start_allocator(pools["train"])
         timeout = spec.limits.start_timeout_s
         host, port = wait([ranks[0].address.remote()], timeout, "learner rank 0")[0]
-        starting = [rank.start.remote(host, port) for rank in ranks] + [w.ready.remote() for w in workers.values()]
-        versions = wait(starting, timeout, "engines and learner ranks to start")
-        merged = {key: value for found in versions for key, value in found.items()} | {"ray": ray.__version__}
-        return Actors(workers, ranks, allocator, dict(sorted(merged.items())), drafters, self._head_dir)
+        starting = [rank.start.remote(host, port) for rank in ranks]
+        found = wait(
+            [w.ready.remote() for w in workers.values()] + starting, timeout, "engines and learner ranks to start"
+        )
+        cores = {name: cores for name, (_, cores) in zip(names, found, strict=False)}
+        for name, drafter in drafters.items():
+            drafter.pin.remote(cores[name])
+        versions = {"ray": ray.__version__}
+        for of_one in [versions for versions, _ in found[: len(names)]] + found[len(names) :]:
+            versions |= of_one
+        return Actors(workers, cores, ranks, allocator, dict(sorted(versions.items())), drafters, self._head_dir, self)
 
-    def _keep(self, handle: Any) -> Any:
-        self._handles.append(handle)
-        return handle
+    # One process each.
 
-    def _environment(self, name: str, cpus: int, gpus: float) -> dict[str, str]:
-        variables = {"OMP_NUM_THREADS": str(max(cpus, 1)), "TAILRACE_LOG": self._log(name)}
-        # Compiling a handful of small functions takes an engine 10 s of its start on CPU, and gains nothing there.
-        return variables if gpus else {**variables, "TORCHDYNAMO_DISABLE": "1"}
+    def start_worker(self, name: str) -> Any:
+        """A rollout worker in its bundle; it is ready when its `ready` answers."""
+        import ray
 
-    def _log(self, name: str) -> str:
-        return str(self._run.logs / f"{name}.log")
+        c = self._spec.cluster
+        options = self._options(
+            self._places.bundle_of(name), name, c.cpus_per_rollout_worker, c.gpus_per_rollout_worker
+        )
+        actor = ray.remote(RolloutWorker).options(**options, max_concurrency=8)
+        return self._keep(actor.remote(self._configs.engine(), self._spec.task, self._pools, self._spec.run.seed))
+
+    def start_drafter(self, worker: str) -> Any:
+        """A drafter beside a rollout worker. It counts for nothing: it runs on the worker's cores while that has no use
+        for them."""
+        import ray
+
+        name = worker.replace("rollout", "drafter")
+        gpu = DRAFTER_GPU * bool(self._spec.cluster.gpus_per_rollout_worker)
+        options = self._options(self._places.bundle_of(worker), name, 0, gpu)
+        actor = ray.remote(DrafterActor).options(**options, max_concurrency=4)
+        return self._keep(actor.remote(self._configs.drafter(int(name.rpartition("-")[2]))))
+
+    def end(self, handle: Any) -> None:
+        """Kill a process; nobody waits for it."""
+        import ray
+
+        ray.kill(handle)
+        self._handles.remove(handle)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a single worker can be started again; a group of NCCL takes in no new engine."""
+        return not self._nccl
+
+    def ask_place(self, worker: str) -> None:
+        """A bundle for a further rollout worker; nobody waits for it."""
+        self._places.ask(worker)
+
+    def give_back_place(self, worker: str) -> None:
+        self._places.give_back(worker)
+
+    def node_of(self, worker: str) -> str | None:
+        """The node that the worker's bundle is on; None while it is on none."""
+        return self._places.node_of(worker)
+
+    def leaving_nodes(self) -> dict[str, float]:
+        """Nodes that have been told to go, and when, in seconds since 1970 (0: not said)."""
+        return leaving_nodes()
+
+    def _start_rank(self, index: int) -> Any:
+        import ray
+
+        c = self._spec.cluster
+        bundle = index if c.placement == "colocated" else self._spec.rollout.workers.min + index
+        options = self._options(
+            self._places.base(bundle), f"learner-{index}", c.cpus_per_learner_rank, c.gpus_per_learner_rank
+        )
+        actor = ray.remote(LearnerRank).options(**options)
+        return self._keep(actor.remote(self._configs.learner(), index, self._spec.task, self._pools))
 
     def _start_allocator(self, pool: list[Prompt]) -> Any | None:
         import ray
@@ -174,119 +197,33 @@ class Cluster:
         spec = self._spec
         if spec.allocator is None:
             return None
-        actor = ray.remote(AllocatorActor).options(
-            num_cpus=0, runtime_env={"env_vars": {"TAILRACE_LOG": self._log("allocator")}}
-        )
+        bundle = 0 if spec.cluster.placement == "colocated" else spec.rollout.workers.min
+        actor = ray.remote(AllocatorActor).options(**self._options(self._places.base(bundle), "allocator", 0, 0))
         return self._keep(actor.remote(**allocator_arguments(spec, pool)))
 
-    def _engine_config(self, slot: int) -> EngineConfig:
+    def _options(self, bundle: tuple[Any, int], name: str, cpus: float, gpus: float) -> dict[str, Any]:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
         spec = self._spec
-        gpus = spec.cluster.gpus_per_rollout_worker
-        return EngineConfig(
-            model_dir=self._model_dir,
-            dtype=self._dtype,
-            context_tokens=spec.model.context_tokens,
-            max_running_requests=spec.rollout.max_running_requests,
-            kv_cache_bytes=None if gpus else int(spec.rollout.kv_cache_gib * 2**30),
-            gpu_memory_fraction=spec.rollout.gpu_memory_fraction,
-            tensor_parallel=max(gpus, 1),
-            first_core=None if gpus else slot * spec.cluster.cpus_per_rollout_worker,
-            cores=spec.cluster.cpus_per_rollout_worker,
-            seed=spec.run.seed,
-            transfer="nccl" if self._nccl else BACKEND,
-            speculation=speculation(spec, self._head_dir),
-            sleeps=spec.drafter.train.sleep,
-        )
+        # Colocated actors take turns, so each counts half of what it needs.
+        share = 2 if spec.cluster.placement == "colocated" else 1
+        if gpus == 1 and spec.drafter.trains:
+            gpus -= DRAFTER_GPU
+        self._started += 1
+        return {
+            "name": f"{spec.run.name}-{os.getpid()}-{self._started}-{name}",
+            "num_cpus": cpus / share,
+            "num_gpus": gpus / share,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(*bundle),
+            "runtime_env": {"env_vars": self._environment(name, int(cpus), gpus)},
+        }
 
-    def _drafter_config(self, slot: int) -> DrafterConfig:
-        spec = self._spec
-        gpus, cores = spec.cluster.gpus_per_rollout_worker, spec.cluster.cpus_per_rollout_worker
-        return DrafterConfig(
-            head_dir=str(self._head_dir),
-            target_dir=self._model_dir,
-            spec=spec.drafter.train,
-            max_draft_tokens=spec.drafter.max_draft_tokens,
-            temperature=spec.rollout.temperature,
-            first_core=None if gpus else slot * cores,
-            cores=cores,
-            seed=derive_seed(spec.run.seed, "drafter", slot) % 2**32,
-        )
+    def _keep(self, handle: Any) -> Any:
+        self._handles.append(handle)
+        return handle
 
-    def _learner_config(self) -> LearnerConfig:
-        spec = self._spec
-        return LearnerConfig(
-            model_dir=self._model_dir,
-            dtype=self._dtype,
-            spec=spec.learner,
-            temperature=spec.rollout.temperature,
-            threads=spec.cluster.cpus_per_learner_rank,
-            device="cuda" if spec.cluster.gpus_per_learner_rank else "cpu",
-            seed=derive_seed(spec.run.seed, "learner") % 2**32,
-            bucket_bytes=spec.rollout.publish_bucket_mib * 2**20,
-            gpus_per_worker=spec.cluster.gpus_per_rollout_worker if self._nccl else 0,
-            longest_response=spec.rollout.max_response_tokens,
-            tap=tap(spec, self._head_dir),
-        )
-
-
-def reserve(wanted: Sequence[dict[str, float]], timeout_s: float) -> Any:
-    """A placement group of these bundles. Raises RunFailed with what is asked and what is there."""
-    import ray
-
-    wanted = [{key: amount for key, amount in bundle.items() if amount} for bundle in wanted]
-    group = ray.util.placement_group(wanted, strategy="PACK")
-    if not group.wait(timeout_s):
-        ray.util.remove_placement_group(group)
-        asked = {key: sum(bundle.get(key, 0) for bundle in wanted) for key in {k for b in wanted for k in b}}
-        there = {key: ray.cluster_resources().get(key, 0) for key in asked}
-        free = {key: ray.available_resources().get(key, 0) for key in asked}
-        raise RunFailed(
-            f"the cluster cannot hold the {len(wanted)} bundles within limits.placement_timeout_s = {timeout_s:g}: "
-            f"asked {_listed(asked)} in bundles of {'; '.join(_listed(b) for b in wanted[:4])}; "
-            f"the cluster has {_listed(there)}, free {_listed(free)}"
-        )
-    return group
-
-
-def wait(refs: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
-    """Results of Ray calls. Raises ActorLost naming `what` on the deadline and where a process has died, RunFailed with
-    the cause on an error inside an actor."""
-    import ray
-
-    try:
-        return ray.get(list(refs), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise ActorLost(f"waited {timeout_s:g} s for {what}") from error
-    except ray.exceptions.RayTaskError as error:
-        cause: Any = error
-        while isinstance(cause, ray.exceptions.RayTaskError) and getattr(cause, "cause", None) is not None:
-            cause = cause.cause  # an actor that called an actor
-        # An actor that called one which died has only failed with it.
-        kind = ActorLost if isinstance(cause, ray.exceptions.RayError) else RunFailed
-        raise kind(f"{what}: {type(cause).__name__}: {_first_line(cause)}") from error
-    except ray.exceptions.RayError as error:
-        raise ActorLost(f"{what}: {type(error).__name__}: {_first_line(error)}") from error
-
-
-def _first_line(error: Any) -> str:
-    """What Ray says of a dead actor goes on for a page."""
-    import ray
-
-    return str(error).splitlines()[0] if isinstance(error, ray.exceptions.RayError) else str(error)
-
-
-def _listed(resources: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:g}" for key, value in sorted(resources.items())) or "nothing"
-
-
-def _slots_on_node(group: Any, workers: int) -> list[int]:
-    """For each worker its index among the workers of its node, which decides the cores that it is pinned to."""
-    import ray
-
-    nodes = ray.util.placement_group_table(group)["bundles_to_node_id"]
-    seen: dict[str, int] = {}
-    slots = []
-    for i in range(workers):
-        slots.append(seen.get(nodes[i], 0))
-        seen[nodes[i]] = slots[-1] + 1
-    return slots
+    def _environment(self, name: str, cpus: int, gpus: float) -> dict[str, str]:
+        log = str(self._run.logs / f"{name}.log")
+        variables = {"OMP_NUM_THREADS": str(max(cpus, 1)), "TAILRACE_LOG": log}
+        # Compiling a handful of small functions takes an engine 10 s of its start on CPU, and gains nothing there.
+        return variables if gpus else {**variables, "TORCHDYNAMO_DISABLE": "1"}

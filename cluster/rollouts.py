@@ -1,17 +1,23 @@
-"""A rollout phase: groups out to the workers, finished groups back. The dispatcher decides, this moves messages."""
+"""A rollout phase: groups out to the workers, finished groups back. The dispatcher decides, this moves messages.
+
+A worker that is lost meanwhile costs its unfinished groups, which are sampled again under the same ids and seeds; the
+one started in its place joins as soon as it has the weights that the phase is sampled with.
+"""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.requests import GroupRequest, Sampling
+from cluster.answers import fault
 from cluster.bubbles import Bubbles
 from cluster.dispatch import Dispatcher
 from cluster.errors import ActorLost
 from cluster.lengths import Lengths
 from cluster.moves import Mover
-from cluster.placement import wait
 from cluster.spec import Spec
+from cluster.waits import on_stall
+from cluster.workers import POLL_S, Workers
 from trainer.types import Group
 
 COLLECT_S = 0.5
@@ -24,12 +30,15 @@ the engine is empty while a message travels."""
 
 class Rollouts:
     def __init__(
-        self, spec: Spec, workers: dict[str, Any], lengths: Lengths, bubbles: Bubbles, check_stop: Callable[[], None]
-    ) -> None:
-        self._spec, self._workers, self._lengths, self._bubbles = spec, workers, lengths, bubbles
-        self._check_stop = check_stop
-        slots, limit = spec.rollout.max_running_requests, spec.limits.rollout_timeout_s
-        self._mover = Mover(workers, lengths, slots, limit)
+        self, spec: Spec, workers: Workers, vocabulary: int, lengths: Lengths, bubbles: Bubbles,
+        journal: Callable[..., None], refit: Callable[[], None], check_stop: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`vocabulary`: tokens that the model knows. `refit` gives the weights of the phase to workers that run and do
+        not have them, if they can be had."""
+        self._spec, self._workers, self._vocabulary = spec, workers, vocabulary
+        self._lengths, self._bubbles, self._journal = lengths, bubbles, journal
+        self._refit, self._check_stop = refit, check_stop
+        self._mover = Mover(workers, lengths, spec.rollout.max_running_requests)
         self._collects: dict[Any, str] = {}  # one call under way per worker; of a holder it may outlast the phase
         self._room = int(spec.rollout.max_running_requests * ROOM)
 
@@ -37,56 +46,141 @@ class Rollouts:
         self,
         requests: Sequence[GroupRequest],
         sampling: Sampling,
-        journal: Callable[..., None],
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Group]:
         """Sample all groups, those with the longest responses first; they come back in the order of the requests.
 
-        Raises RunFailed when a worker fails, ActorLost when it dies and when no group has come back for
-        limits.rollout_timeout_s.
+        Raises RunFailed when no worker may be started again or a group takes its workers down, ActorLost when there is
+        no worker left or no group has come back for limits.rollout_timeout_s.
         """
-        import ray
-
-        dispatcher = Dispatcher(list(self._workers), self._room, self._spec.run.deterministic)
+        limits, deterministic = self._spec.limits, self._spec.run.deterministic
+        self._workers.phase_begins(sum(request.rollouts for request in requests))
+        dispatcher = Dispatcher([], self._room, deterministic, limits.group_attempts)
         dispatcher.add(self._lengths.longest_first(sampling.pool, requests))
         groups: dict[str, Group] = {}
-        collects = self._collects
-        limit = self._spec.limits.rollout_timeout_s
-        last_heard = time.monotonic()
+        members: set[str] = set()
+        silence = _Silence(limits.rollout_timeout_s)
         while dispatcher.open_groups:
-            self._send(dispatcher.assign(), sampling, journal)
+            before, members = members, self._admit(dispatcher, members)
+            if not deterministic or len(members) == self._spec.rollout.workers.min:
+                self._send(dispatcher.assign(), sampling)
             busy = dispatcher.waits_for()
-            if not self._spec.run.deterministic:
-                self._mover.consider(busy, sampling, self._bubbles.step_tokens, journal)
-            holders = self._mover.holders()
-            self._bubbles.tick(busy.keys() | holders.keys())
-            for worker in (busy.keys() | holders.keys()) - set(collects.values()):
-                collects[self._workers[worker].collect.remote(COLLECT_S)] = worker
-            ready, _ = ray.wait(list(collects), timeout=COLLECT_S)
-            for ref in ready:
-                worker = collects.pop(ref)
-                what = f"{worker}, which holds {', '.join(holders[worker])}" if worker in holders else worker
-                finished = wait([ref], COLLECT_S, what)[0]
-                if finished:
-                    last_heard = time.monotonic()
-                finished = self._mover.settle(worker, finished)
+            if members != before or not busy:  # workers that are awaited have limits of their own
+                silence.broken()
+            if not deterministic:
+                self._mover.consider(busy, sampling, self._bubbles.step_tokens, self._journal)
+            awaited = busy.keys() | self._mover.holders().keys()
+            self._bubbles.tick(awaited)
+            for worker, items in self._collect(awaited):
+                finished = self._checked(worker, self._mover.settle(worker, items), dispatcher, sampling)
                 for group in finished:
                     if dispatcher.finish(worker, group.id):
                         groups[group.id] = group
                 if finished:
-                    journal("completed", worker=worker, groups=[group.id for group in finished])
+                    self._journal("completed", worker=worker, groups=[group.id for group in finished])
                     progress(len(groups))
+                    silence.broken()
+            self._give_up(dispatcher)
+            self._workers.release(awaited)
             self._check_stop()
-            if time.monotonic() - last_heard > limit:
-                open_groups = f"waiting for {busy}, of these responses moved: {holders}"
-                raise ActorLost(f"no group came back for limits.rollout_timeout_s = {limit:g} s; {open_groups}")
+            silence.look(f"groups: {busy or 'none is out'}, responses moved: {self._mover.holders() or 'none'}")
+        self._workers.release(())
         self._bubbles.over()
         return [groups[request.id] for request in requests]
 
-    def _send(self, sends: dict[str, list[GroupRequest]], sampling: Sampling, journal: Callable[..., None]) -> None:
+    def _admit(self, dispatcher: Dispatcher, members: set[str]) -> set[str]:
+        """Let in workers that have come, and let go those that get no more groups; who is in now."""
+        self._workers.tick()
+        self._refit()
+        self._give_up(dispatcher)
+        serving = set(self._workers.serving)
+        for worker in sorted(serving - members, key=_number):
+            dispatcher.join(worker)
+        for worker in members - serving:
+            dispatcher.leave(worker)
+        if not self._workers.hope:
+            raise ActorLost(f"no rollout worker is left, and {dispatcher.open_groups} groups wait for one")
+        return serving
+
+    def _collect(self, awaited: set[str]) -> list[tuple[str, list[Any]]]:
+        """What these have finished, of those who answer within COLLECT_S. Who is silent for too long is lost."""
+        import ray
+
+        collects = self._collects
+        for worker in awaited - set(collects.values()):
+            if worker in self._workers.handles:
+                collects[self._workers.handles[worker].collect.remote(COLLECT_S)] = worker
+        if not collects:
+            time.sleep(POLL_S)
+        ready = ray.wait(list(collects), timeout=COLLECT_S)[0] if collects else []
+        answers = []
+        for ref in ready:
+            worker = collects.pop(ref)
+            found = self._workers.take(ref, worker)
+            if found is not None:
+                self._workers.fleet.heard(worker, time.monotonic() - found.step_s)
+                answers.append((worker, found.items))
+        suspects, silent = self._workers.fleet.look(awaited, time.monotonic())
+        limit = self._spec.limits.worker_timeout_s
+        for worker in suspects:
+            on_stall.get()(f"{worker}, to answer or to end a step of its engine", limit / 2, limit)
+        for worker in silent:
+            self._workers.lose(worker, f"no answer and no end of a step for limits.worker_timeout_s = {limit:g} s")
+        return answers
+
+    def _checked(self, worker: str, groups: Sequence[Group], dispatcher: Dispatcher, sampling: Sampling) -> list[Group]:
+        """The groups that were asked of this worker; it is lost when one of them cannot be true."""
+        good = []
+        for group in groups:
+            request = dispatcher.request(worker, group.id)
+            if request is None:  # taken back meanwhile
+                continue
+            if wrong := fault(group, request, sampling, self._vocabulary):
+                self._workers.lose(worker, f"its answer for group {group.id} cannot be true: {wrong}")
+                return []
+            good.append(group)
+        return good
+
+    def _give_up(self, dispatcher: Dispatcher) -> None:
+        """What the workers lost since the last look had is given to others. Losing one may cost another."""
+        while lost := self._workers.take_lost():
+            for worker in lost:
+                self._collects = {ref: name for ref, name in self._collects.items() if name != worker}
+                groups = [request.id for request in dispatcher.lose(worker)]
+                back = self._mover.lose(worker)
+                dispatcher.take_back(back)
+                if groups or back:
+                    self._journal("reissued", worker=worker, groups=groups + sorted(back))
+
+    def _send(self, sends: dict[str, list[GroupRequest]], sampling: Sampling) -> None:
         for worker, requests in sends.items():
-            journal(
-                "dispatched", worker=worker, groups=[r.id for r in requests], rollouts=[r.rollouts for r in requests]
+            ids, sizes = [r.id for r in requests], [r.rollouts for r in requests]
+            self._journal("dispatched", worker=worker, groups=ids, rollouts=sizes)
+        self._workers.ask("submit", {worker: (requests, sampling) for worker, requests in sends.items()})
+
+
+class _Silence:
+    """How long no group has come back."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.broken()
+
+    def broken(self) -> None:
+        self._since, self._told = time.monotonic(), False
+
+    def look(self, what: str) -> None:
+        """Raises ActorLost at the limit; tells at half of it."""
+        silent_s = time.monotonic() - self._since
+        if silent_s > self._limit_s:
+            raise ActorLost(
+                f"no group came back for limits.rollout_timeout_s = {self._limit_s:g} s; waiting for {what}"
             )
-        calls = [self._workers[worker].submit.remote(requests, sampling) for worker, requests in sends.items()]
-        wait(calls, self._spec.limits.rollout_timeout_s, f"{', '.join(sends)} to accept groups")
+        if silent_s > self._limit_s / 2 and not self._told:
+            self._told = True
+            on_stall.get()(what, silent_s, self._limit_s)
+
+
+def _number(worker: str) -> tuple[int, str]:
+    """Workers in the order of their numbers, rollout-2 before rollout-10."""
+    return len(worker), worker

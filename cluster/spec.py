@@ -54,8 +54,6 @@ class RunSpec(Section):
 class ClusterSpec(Section):
     address: str | None = Field(default=None, pattern=r"^(auto|[A-Za-z0-9._-]+:[0-9]{1,5})$")
     """Ray cluster to join (`auto` or host:port); without one a Ray of this machine's own is started and stopped."""
-    rollout_workers: int = Field(default=1, ge=1, le=4096)
-    """Rollout workers, one vLLM engine each."""
     cpus_per_rollout_worker: int = Field(default=1, ge=1, le=1024)
     """Cores of one rollout worker; each engine is pinned to its own."""
     gpus_per_rollout_worker: int = Field(default=0, ge=0, le=1024)
@@ -67,6 +65,10 @@ class ClusterSpec(Section):
     placement: Literal["colocated", "disaggregated"] = "colocated"
     """`colocated`: learner ranks share the rollout workers' bundles and take turns with them; `disaggregated`: bundles
     of their own."""
+    worker_labels: dict[str, str] = {}
+    """Labels that a node must have to hold rollout workers, for example `{"ray.io/accelerator-type": "H200"}`."""
+    learner_labels: dict[str, str] = {}
+    """Labels that a node must have to hold learner ranks."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the driver's Prometheus endpoint on the loopback interface; 0 picks a free one and prints it."""
 
@@ -82,9 +84,17 @@ class LimitsSpec(Section):
     """Longest wait for one learner call: an update, a batch of pre-training steps, a checkpoint."""
     publish_timeout_s: float = Field(default=300, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for new weights to be in service on every engine."""
+    worker_timeout_s: float = Field(default=120, gt=0, le=LONGEST_WAIT_S)
+    """Longest silence of a rollout worker that was asked something, and longest step of its engine; then it is taken as
+    lost. Half of it makes it suspect."""
+    worker_restarts: int = Field(default=10, ge=0, le=1_000_000)
+    """Rollout workers and drafters started again in place of lost ones, by this process; when none is left, the next
+    loss of a worker fails the run, which `tailrace resume` then continues."""
+    group_attempts: int = Field(default=3, ge=1, le=1000)
+    """Times that a group may be lost with the worker that samples it, before the run fails and names it."""
     restarts: int = Field(default=3, ge=0, le=1_000_000)
-    """Times that this process may go back to the newest checkpoint with new actors after one died or stopped answering;
-    once more fails the run, which `tailrace resume` then continues."""
+    """Times that this process may go back to the newest checkpoint with new actors, after a learner rank or the
+    allocator died or stopped answering; once more fails the run, which `tailrace resume` then continues."""
     dropped_updates: int = Field(default=3, ge=0, le=1_000_000)
     """Optimizer steps with a loss or gradient that is not finite, over the run; one more fails it. Such a step is
     dropped; the rollouts of a policy update are written to `dropped/` in the run directory, a supervised batch is a
@@ -179,6 +189,16 @@ class Spec(Section):
         return self
 
     @model_validator(mode="after")
+    def _workers_can_repeat(self) -> Self:
+        workers = self.rollout.workers
+        if self.run.deterministic and workers.min != workers.max:
+            raise ValueError(
+                f"run.deterministic needs a fixed number of rollout.workers, not {workers.min} to {workers.max}: when "
+                "one joins depends on measured times, and with it which groups are decoded together"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _drafter_fits_the_gpus(self) -> Self:
         if self.drafter.train.sleep and not self.cluster.gpus_per_rollout_worker:
             raise ValueError("drafter.train.sleep frees GPU memory, and cluster.gpus_per_rollout_worker is 0")
@@ -205,11 +225,18 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _bundles_can_be_shared(self) -> Self:
-        c = self.cluster
-        if c.placement == "colocated" and self.learner.ranks > c.rollout_workers:
+        c, workers = self.cluster, self.rollout.workers
+        if c.placement == "colocated" and self.learner.ranks > workers.min:
             raise ValueError(
                 f"colocated placement puts one learner rank beside one rollout worker: learner.ranks = "
-                f"{self.learner.ranks} > cluster.rollout_workers = {c.rollout_workers}"
+                f"{self.learner.ranks} > rollout.workers = {workers.min}"
+            )
+        clash = [
+            key for key in c.worker_labels.keys() & c.learner_labels if c.worker_labels[key] != c.learner_labels[key]
+        ]
+        if c.placement == "colocated" and clash:
+            raise ValueError(
+                f"colocated actors share a node: cluster.worker_labels and cluster.learner_labels differ in {clash[0]}"
             )
         if c.placement == "colocated" and c.gpus_per_rollout_worker > 1:
             raise ValueError(

@@ -7,9 +7,10 @@ from cluster.bubbles import Bubbles
 from cluster.checkpoint import RunDirectory
 from cluster.display import Display
 from cluster.errors import RunFailed
-from cluster.placement import Actors, wait
+from cluster.placement import Actors
 from cluster.spec import Spec
 from cluster.summary import Counters, Stopwatch
+from cluster.waits import wait
 from trainer.types import Group
 
 

@@ -6,7 +6,7 @@ and for no other reason: one worker's completion never ends another's lease. Not
 back; a holder that does not give it back in time is given up, and its worker gets no further lease.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 COUNTED_STRETCH_S = 1.0
@@ -24,6 +24,8 @@ class _Worker:
     spent: bool = False
     """Whether its drafter stopped by itself in this stretch: it has nothing to train on."""
     lost: bool = False
+    away: bool = False
+    """Its rollout worker is not in service."""
 
 
 @dataclass
@@ -51,6 +53,16 @@ class Leases:
         self._workers = {name: _Worker() for name in workers}
         self.stats = BubbleStats()
 
+    def members(self, workers: Collection[str], now: float) -> list[str]:
+        """These rollout workers are in service, and no others; those of the others whose drafter must stop."""
+        for name in workers:
+            self._workers.setdefault(name, _Worker()).away = False
+        gone = [name for name, state in self._workers.items() if name not in workers and not state.away]
+        stop = self.work(gone, now)
+        for name in gone:
+            self._workers[name].away = True
+        return stop
+
     def idle(self, worker: str, now: float) -> None:
         """The worker has nothing to generate; telling it again changes nothing."""
         state = self._workers[worker]
@@ -59,7 +71,7 @@ class Leases:
 
     def grant(self, now: float) -> list[str]:
         """Workers whose drafter shall start: those idle while another still generates, without a lease of before."""
-        if all(state.idle_since is not None for state in self._workers.values()):
+        if all(state.idle_since is not None or state.away for state in self._workers.values()):
             return []
         granted = [
             name
@@ -119,9 +131,9 @@ class Leases:
         self.returned(worker, now, 0.0)
         self._workers[worker].lost = True
 
-    @property
-    def lost(self) -> list[str]:
-        return [name for name, state in self._workers.items() if state.lost]
+    def found(self, worker: str) -> None:
+        """Another drafter has taken the place of the one that was lost."""
+        self._workers[worker].lost = False
 
     def take_stats(self) -> BubbleStats:
         """What has been counted since this was last asked; a stretch counts once its lease is given back."""

@@ -33,7 +33,7 @@ def stack(ray_cluster, tmp_path_factory):
     task = TaskSpec(sources=[source], template="{question}")
     pools = {"train": build_pools(task, load_tokenizer(Path(path)), 42).train, "heldout": []}
     options = {"num_cpus": 0.5, "runtime_env": ENVIRONMENT}
-    engine = EngineConfig(str(path), "float32", 48, 16, 2**26, 0.5, 1, 0, 1, 0)
+    engine = EngineConfig(str(path), "float32", 48, 16, 2**26, 0.5, 1, 1, 0)
     learner = LearnerConfig(str(path), "float32", LearnerSpec(), 1.0, 1, "cpu", 0, 20_000)
     worker = ray.remote(RolloutWorker).options(max_concurrency=8, **options).remote(engine, task, pools, 5)
     rank = ray.remote(LearnerRank).options(**options).remote(learner, 0, task, pools)

@@ -80,7 +80,7 @@ def hosts(ray_cluster, tmp_path_factory):
     heads = {form: trained_head(directory / form, form, target) for form in ("eagle3", "eagle")}
 
     def host(speculation: Speculation | None, core: int):
-        config = EngineConfig(str(target), "float32", 64, 256, 2**26, 0.5, 1, core, 1, 0, speculation=speculation)
+        config = EngineConfig(str(target), "float32", 64, 256, 2**26, 0.5, 1, 1, 0, speculation=speculation)
         return ray.remote(EngineHost).options(num_cpus=0, runtime_env=ENVIRONMENT).remote(config)
 
     found = {"plain": host(None, 0), "ngram": host(Speculation("ngram", None, "adaptive", K_MAX, False), 1)}
@@ -214,7 +214,7 @@ def test_an_engine_whose_sampler_is_not_mended_does_not_speculate(hosts):
     from engine_host import EngineHost
 
     speculation = Speculation("eagle3", str(hosts.directory / "eagle3"), "adaptive", K_MAX, True)
-    config = EngineConfig(str(hosts.target), "float32", 64, 256, 2**26, 0.5, 1, 0, 1, 0, speculation=speculation)
+    config = EngineConfig(str(hosts.target), "float32", 64, 256, 2**26, 0.5, 1, 1, 0, speculation=speculation)
     host = ray.remote(EngineHost).options(num_cpus=0, runtime_env=ENVIRONMENT).remote(config, mended=False)
     assert "speculative sampling differs from plain sampling" in ray.get(host.off.remote())
     _, row = ray.get(host.sample.remote([[5, 6, 7]] * 32, 16, 1.0))

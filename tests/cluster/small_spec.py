@@ -34,9 +34,9 @@ def small() -> dict[str, Any]:
             "max_units_per_prompt": 2,
             "max_rollouts_per_epoch": 64,
         },
-        "rollout": {"max_response_tokens": 16, "kv_cache_gib": 0.5, "publish_bucket_mib": 16},
+        "rollout": {"workers": 2, "max_response_tokens": 16, "kv_cache_gib": 0.5, "publish_bucket_mib": 16},
         "learner": {"micro_batch_tokens": 1024, "minibatches": 2, "objective": {"mismatch": "tis"}},
-        "cluster": {"rollout_workers": 2},
+        "cluster": {"placement": "colocated"},
         "evaluation": {"samples_per_prompt": 4, "k": 4},
     }
 

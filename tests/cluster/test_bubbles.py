@@ -15,6 +15,7 @@ from cluster.bubbles import Bubbles
 from cluster.heads import prepare_head
 from cluster.placement import Actors
 from cluster.spec import parse_spec
+from cluster.workers import Workers
 from drafter.buffer import Blob
 from drafter.features import FeatureSequence, to_columns
 from drafter.files import load_head
@@ -46,19 +47,32 @@ def world(ray_cluster, tmp_path):
     """Two drafters without their rollout workers, a buffer with features, and a journal to look at."""
     import ray
 
-    spec = parse_spec({**small(), "drafter": {"method": "eagle3", "train": {"micro_step_tokens": 128}}}, "run.yaml")
+    spec = parse_spec(
+        {
+            **small(),
+            "limits": {"worker_restarts": 0},
+            "drafter": {"method": "eagle3", "train": {"micro_step_tokens": 128}},
+        },
+        "run.yaml",
+    )
     target = prepare_model(spec.model, tmp_path, 1, "float32")
     tokenizer = load_tokenizer(target)
     head = prepare_head(spec, target, build_pools(spec.task, tokenizer, 48), tokenizer, tmp_path)
-    config = DrafterConfig(str(head), str(target), spec.drafter.train, 6, 1.0, 0, 1, 0)
+    config = DrafterConfig(str(head), str(target), spec.drafter.train, 6, 1.0, 1, 0)
     actor = ray.remote(DrafterActor).options(num_cpus=0, max_concurrency=4, runtime_env=ENVIRONMENT)
     drafters = {name: actor.remote(config) for name in ("rollout-0", "rollout-1")}
     ray.get([drafter.stop.remote(0) for drafter in drafters.values()])  # both have started
     events: list[dict] = []
-    actors = Actors({**dict.fromkeys(drafters), "rollout-2": None}, [], None, {}, drafters, head)
-    bubbles = Bubbles(spec, actors, lambda event, **fields: events.append({"event": event, **fields}))
+    actors = Actors({**dict.fromkeys(drafters), "rollout-2": None}, {}, [], None, {}, drafters, head)
+
+    def journal(event, **fields):
+        events.append({"event": event, **fields})
+
+    workers = Workers(spec, actors, journal, print)
+    bubbles = Bubbles(spec, actors, workers, journal)
     bubbles.buffer.add([features(load_head(head).config)])
-    yield SimpleNamespace(bubbles=bubbles, drafters=drafters, events=events, spec=spec, actors=actors, path=tmp_path)
+    yield SimpleNamespace(bubbles=bubbles, drafters=drafters, events=events, spec=spec, actors=actors, path=tmp_path,
+                          workers=workers, journal=journal)  # fmt: skip
     for drafter in drafters.values():
         ray.kill(drafter)
 
@@ -101,7 +115,7 @@ def test_a_checkpoint_holds_state_and_buffer_and_a_resumed_run_has_both(world):
     directory = world.path / "checkpoint"
     directory.mkdir()
     world.bubbles.save(directory).result()
-    again = Bubbles(world.spec, world.actors, lambda event, **fields: world.events.append({"event": event, **fields}))
+    again = Bubbles(world.spec, world.actors, world.workers, world.journal)
     again.load(directory)
     assert [(b.epoch, b.long, b.tokens) for b in again.buffer.blobs] == [(0, True, 960)]
     resumed = SimpleNamespace(**{**vars(world), "bubbles": again})

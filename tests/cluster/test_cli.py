@@ -137,7 +137,7 @@ def test_plan_prints_for_people_and_programs(spec_path):
 
 
 def test_a_lack_is_no_failure(spec_path):
-    result = tailrace("plan", spec_path, "--set", "cluster.rollout_workers=4096")
+    result = tailrace("plan", spec_path, "--set", "rollout.workers=4096")
     assert result.exit_code == 0
     assert "✗ lacking CPUs: the run asks for 4096" in result.stdout
 

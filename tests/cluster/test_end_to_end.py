@@ -137,7 +137,7 @@ def test_killed_in_every_phase_and_resumed_equals_uninterrupted(finished, ray_cl
     resumed = ["resume", str(run_dir)]
     decide = "allocator: decide"
     kills = [
-        (decide, "rollout-", 3, ["train", str(spec_file), "--run-dir", str(run_dir)]),
+        (decide, "workers: collect", 1, ["train", str(spec_file), "--run-dir", str(run_dir)]),
         (decide, "learner: update", 2, resumed),
         (decide, "weights of version", 2, resumed),
         (decide, "learner: save", 1, resumed),
@@ -185,13 +185,13 @@ def test_a_finished_or_foreign_run_directory_is_refused(finished, ray_cluster, s
 def test_a_reward_that_raises_or_returns_nan_stops_the_run_and_is_named(ray_cluster, tmp_path, small, reward, says):
     small["task"]["reward"] = f"rewards:{reward}"
     small["recipe"] = [{"stage": "evaluate"}]
-    small["cluster"]["rollout_workers"] = small["learner"]["ranks"] = 1
+    small["rollout"]["workers"] = small["learner"]["ranks"] = 1
     with pytest.raises(RunFailed, match=f"rewards:{reward}.*{says}"):
         train(spec_of(small, ray_cluster), tmp_path / "run", Display("bad reward"))
 
 
 def test_a_cluster_that_cannot_hold_the_bundles_says_what_is_asked_and_there(ray_cluster, tmp_path, small):
-    small["cluster"].update(rollout_workers=7)
+    small["rollout"]["workers"] = 7
     small["limits"] = {"placement_timeout_s": 1}
     with pytest.raises(RunFailed, match=r"asked CPU 7 in bundles of CPU 1.*has CPU 2"):
         train(spec_of(small, ray_cluster), tmp_path / "run", Display("too big"))

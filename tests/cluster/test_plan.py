@@ -114,7 +114,7 @@ def test_lacks_sees_that_a_bundle_is_never_split():
 
 
 def test_a_lack_does_not_hide_the_plan():
-    plan = make_plan(spec_with(cluster={"rollout_workers": 3}))
+    plan = make_plan(spec_with(rollout={"workers": 3}))
     assert plan.lacks == ["CPUs: the run asks for 3, there are 2"]
     assert plan.budget is not None
 
@@ -229,7 +229,7 @@ def test_json_has_every_number():
 def test_a_person_reads_the_same_numbers(capsys):
     console = Console(width=160)
     show(make_plan(spec_with()), console)
-    show(make_plan(spec_with(cluster={"rollout_workers": 3})), console)
+    show(make_plan(spec_with(rollout={"workers": 3})), console)
     text = capsys.readouterr().out
     for shown in (
         "pretrain → evaluate → rl",

@@ -37,7 +37,8 @@ def test_a_recipe_killed_in_every_stage_and_resumed_equals_uninterrupted(ray_clu
     small["learner"].update(stale_epochs=1, objective={"name": "grpo", "advantage": "leave_one_out"})
     small["task"]["mixtures"] = {"easy": {"add1": 3, "add3": 1}}
     small["recipe"] = RECIPE
-    small["cluster"].update(address=ray_cluster, rollout_workers=1)
+    small["cluster"]["address"] = ray_cluster
+    small["rollout"]["workers"] = 1
     small["learner"]["ranks"] = 1
     small["allocator"]["budget_rollouts"] = 160
     whole, run = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "killed")

@@ -69,8 +69,8 @@ def test_unknown_key_names_the_nearest_known_one(path, nearest):
 
 
 def test_every_violation_has_its_own_line():
-    lines = complaint(run__seed="many", rollout__temperature=0, cluster__rollout_workers=0).splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["run.seed", "rollout.temperature", "cluster.rollout_workers"]
+    lines = complaint(run__seed="many", rollout__temperature=0, rollout__workers=0).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["run.seed", "rollout.temperature", "rollout.workers.min"]
     assert "(got 'many')" in lines[0]
 
 
@@ -97,7 +97,7 @@ def test_numbers_are_bounded(number):
             {"learner__micro_batch_tokens": 32},
             "micro_batch_tokens = 32 cannot hold one sequence of model.context_tokens = 64",
         ),
-        ({"learner__ranks": 3}, "learner.ranks = 3 > cluster.rollout_workers = 2"),
+        ({"learner__ranks": 3}, "learner.ranks = 3 > rollout.workers = 2"),
         ({"evaluation__k": 5}, "k = 5 needs at least that many samples_per_prompt, not 4"),
         ({"model__tiny__kv_heads": 3}, "kv_heads = 3 does not divide the 2 heads"),
         ({"task__template": "no place"}, "template 'no place' has no {question} in it"),

@@ -12,12 +12,9 @@ import signal
 import numpy as np
 import psutil
 import pytest
+from moments import watch
 from safetensors.numpy import load_file
 
-import cluster.driver
-import cluster.placement
-import cluster.rollouts
-import cluster.updates
 from cluster.checkpoint import RunDirectory
 from cluster.display import Display
 from cluster.errors import RunFailed
@@ -27,9 +24,10 @@ from cluster.spec import parse_spec
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 PHASES = {
     "pretrain": ("learner: teach", 3),
-    "evaluate": ("rollout-", 1),
+    "evaluate": ("workers: collect", 1),
     "decide": ("allocator: decide", 3),
-    "roll out": ("rollout-0", 6),
+    "dispatch": ("workers: submit", 4),
+    "roll out": ("workers: collect", 4),
     "observe": ("allocator: observe", 4),
     "learn": ("learner: update", 3),
     "publish": ("weights of version", 4),
@@ -73,20 +71,17 @@ def pids(kind: str) -> list[int]:
 
 
 def strike(monkeypatch, kind: str, number: signal.Signals, phase: str) -> list[int]:
-    """Send a signal to one process of the kind when the phase is waited for; gives the list that it is noted in."""
+    """Send a signal to one process of the kind when the phase comes; gives the list that it is noted in."""
     what_to_strike, count = PHASES[phase]
-    original, struck, seen = cluster.placement.wait, [], 0
+    struck: list[int] = []
+    moments = itertools.count(1)
 
-    def wait(refs, timeout_s, what):
-        nonlocal seen
-        seen += what.startswith(what_to_strike)
-        if seen == count and not struck:
+    def seen(what: str) -> None:
+        if what.startswith(what_to_strike) and next(moments) == count:
             struck.append(pids(kind)[0])
             os.kill(struck[0], number)
-        return original(refs, timeout_s, what)
 
-    for module in (cluster.driver, cluster.rollouts, cluster.updates):
-        monkeypatch.setattr(module, "wait", wait)
+    watch(seen, monkeypatch.setattr)
     return struck
 
 

@@ -1,0 +1,145 @@
+"""How the rollout workers are, and what that means for them. Pure: events with their time in, names out.
+
+    restarting ── ready ──► stale ── refitted ──► healthy ◄── heard, silent for half of the limit ──► suspect
+        ▲                                            │                                                │
+        └───── started again ───── dead ◄── lost ────┴────────────────────────────────────────────────┘
+    retired: finishes what it has, gets no more, and leaves
+
+Invariants: a worker that was started again is stale until it has been given the weights that the driver asks for;
+only a healthy or suspect one is in service. A driver that was itself stopped for a while blames nobody for it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["restarting", "stale", "healthy", "suspect", "dead", "retired"]
+
+NO_VERSION = -1
+"""Of a worker that has just been started: whatever its engine has loaded, nobody has asked for it."""
+
+
+@dataclass
+class Member:
+    state: State
+    since: float
+    """When it came into its state; of one that is away, since when it is out of service."""
+    heard: float
+    version: int = NO_VERSION
+    """Of the weights that it was given."""
+    why: str = ""
+    """It was lost or retired."""
+
+
+class Fleet:
+    """All times are seconds of one clock that does not go back."""
+
+    def __init__(self, timeout_s: float, restarts: int) -> None:
+        """`timeout_s`: longest silence of a worker that was asked something. `restarts`: how often workers may be
+        started again, all together."""
+        self._timeout_s = timeout_s
+        self.restarts_left = restarts
+        self.members: dict[str, Member] = {}
+        self.longest_absence_s = 0.0
+        """From the loss of a worker to its return into service."""
+        self._looked: float | None = None
+
+    def names(self, *states: State) -> list[str]:
+        return [name for name, member in self.members.items() if member.state in states]
+
+    @property
+    def serving(self) -> list[str]:
+        """Those that may be given work."""
+        return self.names("healthy", "suspect")
+
+    @property
+    def coming(self) -> list[str]:
+        """Those that are not in service yet, and will be."""
+        return self.names("restarting", "stale")
+
+    def outdated(self, version: int) -> list[str]:
+        """Those that run and have other weights than these."""
+        running = self.names("stale", "healthy", "suspect")
+        return [name for name in running if self.members[name].version != version]
+
+    def starts(self, name: str, now: float) -> None:
+        """A worker is being started, for the first time or again."""
+        before = self.members.get(name)
+        since = before.since if before and before.state == "dead" else now
+        self.members[name] = Member("restarting", since, now)
+
+    def ready(self, name: str, now: float) -> None:
+        """Its engine stands, with weights that nobody asked for."""
+        self._move(name, "restarting", "stale").heard = now
+
+    def refitted(self, name: str, version: int, now: float) -> None:
+        """It was given the weights of this version."""
+        member = self.members[name]
+        if member.state == "stale":
+            if member.why:
+                self.longest_absence_s = max(self.longest_absence_s, now - member.since)
+            self._move(name, "stale", "healthy").since = now
+        member.version, member.heard = version, now
+
+    def heard(self, name: str, at: float) -> None:
+        """It made progress at this time: it answered, and the step that its engine is in began not before."""
+        self.members[name].heard = at
+
+    def look(self, asked: Collection[str], now: float) -> tuple[list[str], list[str]]:
+        """Who has become suspect, and who is to be taken as lost: without progress for half of the limit, and for all
+        of it, among those `asked`. Whoever looks must have taken in all answers that are there."""
+        # Time in which nobody looked is not the workers' silence: this process was stopped, or busy elsewhere.
+        gap = now - self._looked if self._looked is not None else 0.0
+        self._looked = now
+        suspects, silent = [], []
+        for name in self.names("healthy", "suspect", "retired"):
+            member = self.members[name]
+            if name not in asked:
+                member.heard = now
+            elif gap > self._timeout_s / 4:
+                member.heard += gap
+            silence_s = now - member.heard
+            if silence_s > self._timeout_s:
+                silent.append(name)
+            elif member.state == "suspect" and silence_s <= self._timeout_s / 2:
+                member.state = "healthy"
+            elif member.state == "healthy" and silence_s > self._timeout_s / 2:
+                member.state = "suspect"
+                suspects.append(name)
+        return suspects, silent
+
+    def lost(self, name: str, why: str, now: float) -> None:
+        """It died, hangs, or answers nonsense: what it held is lost with it."""
+        self.members[name] = Member("dead", now, now, why=why)
+
+    def restart(self, placed: Collection[str], now: float) -> list[str]:
+        """The dead that are to be started again now, among those for which there is a place, as far as restarts are
+        left; each counts."""
+        begun = []
+        for name in self.names("dead"):
+            if self.restarts_left and name in placed:
+                self.restarts_left -= 1
+                why = self.members[name].why
+                self.starts(name, now)
+                self.members[name].why = why
+                begun.append(name)
+        return begun
+
+    def retire(self, name: str, why: str, now: float) -> bool:
+        """It gets no more work; whether it was in service, and so has to finish first what it has."""
+        member = self.members[name]
+        served = member.state in ("healthy", "suspect")
+        member.state, member.since, member.why = "retired", now, why
+        return served
+
+    def gone(self, name: str) -> None:
+        """A retired worker has left."""
+        assert self.members[name].state == "retired"
+        del self.members[name]
+
+    def _move(self, name: str, before: State, after: State) -> Member:
+        member = self.members[name]
+        if member.state != before:
+            raise ValueError(f"{name} is {member.state}, not {before}")
+        member.state = after
+        return member

@@ -1,0 +1,105 @@
+"""The placement groups of a run: one for what it cannot start without, one more for each rollout worker beyond that.
+
+Each further group is a demand in Ray's own terms: the autoscaler sees it while it is pending, and the node that it was
+on becomes idle when it is removed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.bundles import bundles, extra_bundle, labels
+from cluster.errors import RunFailed
+from cluster.spec import Spec
+
+
+class Places:
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._base: Any = None
+        self._extra: dict[str, Any] = {}  # by rollout worker
+
+    def reserve(self) -> None:
+        """The bundles that the run cannot start without. Raises RunFailed with what is asked and what is there."""
+        wanted, timeout_s = bundles(self._spec), self._spec.limits.placement_timeout_s
+        self._base = _placement_group(wanted, labels(self._spec))
+        if not self._base.wait(timeout_s):
+            self.leave()
+            raise RunFailed(_no_room(wanted, labels(self._spec), timeout_s))
+
+    def ask(self, worker: str) -> None:
+        """A bundle for a further rollout worker; nobody waits for it."""
+        spec = self._spec
+        self._extra[worker] = _placement_group([extra_bundle(spec)], [spec.cluster.worker_labels])
+
+    def give_back(self, worker: str) -> None:
+        """The bundle of a further rollout worker is not needed any more."""
+        import ray
+
+        ray.util.remove_placement_group(self._extra.pop(worker))
+
+    def leave(self) -> None:
+        """Give all of them back."""
+        import ray
+
+        for group in filter(None, (self._base, *self._extra.values())):
+            ray.util.remove_placement_group(group)
+        self._base, self._extra = None, {}
+
+    def bundle_of(self, worker: str) -> tuple[Any, int]:
+        """Placement group and index of a rollout worker's bundle; one of the others' is found by its index."""
+        if worker in self._extra:
+            return self._extra[worker], 0
+        return self._base, int(worker.rpartition("-")[2])
+
+    def base(self, index: int) -> tuple[Any, int]:
+        return self._base, index
+
+    def node_of(self, worker: str) -> str | None:
+        """The node that a worker's bundle is on, as a hexadecimal id; None while it is on none."""
+        import ray
+
+        group, index = self.bundle_of(worker)
+        table = ray.util.placement_group_table(group)
+        node = table["bundles_to_node_id"].get(index) if table.get("state") == "CREATED" else None
+        # The table goes on naming a node that has died until the bundle is placed anew.
+        return node if any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()) else None
+
+
+def leaving_nodes() -> dict[str, float]:
+    """Nodes that have been told to go, a spot instance for example: until when, in seconds since 1970, 0 if it was not
+    said, by hexadecimal id."""
+    import ray
+
+    # Ray has no public call for it; Ray Train asks in the same way.
+    return {node: deadline_ms / 1e3 for node, deadline_ms in ray._private.state.state.get_draining_nodes().items()}
+
+
+def _placement_group(wanted: Sequence[dict[str, float]], selectors: Sequence[dict[str, str]]) -> Any:
+    import ray
+
+    held = [{key: amount for key, amount in bundle.items() if amount} for bundle in wanted]
+    chosen = {"bundle_label_selector": list(selectors)} if any(selectors) else {}
+    return ray.util.placement_group(held, strategy="PACK", **chosen)
+
+
+def _no_room(wanted: Sequence[dict[str, float]], selectors: Sequence[dict[str, str]], timeout_s: float) -> str:
+    import ray
+
+    wanted = [{key: amount for key, amount in bundle.items() if amount} for bundle in wanted]
+    asked = {key: sum(bundle.get(key, 0) for bundle in wanted) for key in {k for b in wanted for k in b}}
+    there = {key: ray.cluster_resources().get(key, 0) for key in asked}
+    free = {key: ray.available_resources().get(key, 0) for key in asked}
+    text = (
+        f"the cluster cannot hold the {len(wanted)} bundles within limits.placement_timeout_s = {timeout_s:g}: "
+        f"asked {_listed(asked)} in bundles of {'; '.join(_listed(b) for b in wanted[:4])}; "
+        f"the cluster has {_listed(there)}, free {_listed(free)}"
+    )
+    for selector in {tuple(sorted(s.items())): s for s in selectors if s}.values():
+        nodes = [n for n in ray.nodes() if n["Alive"] and selector.items() <= n.get("Labels", {}).items()]
+        told = ", ".join(f"{key}={value}" for key, value in selector.items())
+        text += f"; nodes with the labels {told}: {len(nodes)}"
+    return text
+
+
+def _listed(resources: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in sorted(resources.items())) or "nothing"

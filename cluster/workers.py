@@ -1,0 +1,250 @@
+"""The rollout workers of a run: their handles, and what is done when one is lost. Moves messages; how workers are, is
+decided in `cluster.fleet`.
+
+Invariants: whatever is called here, a worker that dies, stays silent or raises costs that worker and not the caller;
+it is ended before another is started in its place; nothing is asked of a name that has no handle.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from cluster.errors import ActorLost, RunFailed
+from cluster.fleet import Fleet
+from cluster.placement import Actors
+from cluster.scaling import Scale
+from cluster.spec import Spec
+from cluster.waits import cause_of, on_stall, told
+from trainer.types import BadInput
+from trainer.verifiers import RewardError
+
+POLL_S = 0.1
+"""Between two looks at workers that are awaited."""
+PLACES_S = 0.5
+"""Between two looks at places for workers."""
+NODES_S = 2.0
+"""Between two looks at nodes that are about to leave."""
+NOTICE_S = 5.0
+"""Before a node goes, what its workers have not finished is given to others."""
+
+
+class Workers:
+    def __init__(self, spec: Spec, actors: Actors, journal: Callable[..., None], tell: Callable[[str], None]) -> None:
+        """`actors`: their workers stand, with the weights of version 0; kept up to date here. `tell` tells a person
+        what the journal is told too."""
+        self.handles = actors.workers
+        self._cores, self._crew = actors.cores, actors.crew
+        self._limits, self._journal, self._tell = spec.limits, journal, tell
+        self.fleet = Fleet(spec.limits.worker_timeout_s, spec.limits.worker_restarts)
+        self._base = set(self.handles)
+        self._scale = Scale(spec.rollout.workers.min, spec.rollout.workers.max, spec.rollout.max_running_requests)
+        self._numbers = itertools.count(spec.rollout.workers.min)
+        self._coming: dict[str, tuple[Any, Any]] = {}  # handle, and reference of its `ready`
+        self._wanted: set[str] = set()  # without a process: when there is a place for it
+        self._deadlines: dict[str, float] = {}  # on the clock of time.time; of workers whose node is about to go
+        self._lost: list[str] = []
+        self._looked = self._missing_since = now = time.monotonic()
+        self._deterministic = spec.run.deterministic
+        for name in self.handles:
+            self.fleet.starts(name, now)
+            self.fleet.ready(name, now)
+            self.fleet.refitted(name, 0, now)
+
+    @property
+    def serving(self) -> list[str]:
+        """Those that may be given work."""
+        return self.fleet.serving
+
+    @property
+    def hope(self) -> bool:
+        """Whether any worker is in service, or may yet come."""
+        return bool(self.serving or self._coming or self.fleet.names("stale") or self._wanted & self._base)
+
+    # Calls.
+
+    def ask(self, method: str, calls: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """One call to each of these workers, at once. Gives the answers; who gives none within
+        limits.worker_timeout_s, or raises, is lost. Raises RunFailed when the fault is the user's."""
+        import ray
+
+        limit = self._limits.worker_timeout_s
+        handles = {name: self.handles[name] for name in calls if name in self.handles}
+        asked = {getattr(handle, method).remote(*calls[name]): name for name, handle in handles.items()}
+        if not asked:
+            return {}
+        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=limit / 2)
+        if silent:
+            on_stall.get()(f"{', '.join(asked[ref] for ref in silent)}: {method}", limit / 2, limit)
+            ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=limit / 2)
+        for ref in silent:
+            self.lose(asked[ref], f"no answer to {method} within limits.worker_timeout_s = {limit:g} s")
+        answers = {asked[ref]: self.take(ref, asked[ref]) for ref in ready}
+        return {name: answer for name, answer in answers.items() if self.handles.get(name) is handles[name]}
+
+    def take(self, ref: Any, name: str) -> Any:
+        """The answer of a call that is over; None when the worker failed, which is lost by that. Raises RunFailed when
+        the fault is the user's: another worker would run into it too."""
+        import ray
+
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayError as error:
+            cause = cause_of(error)
+            if isinstance(cause, RewardError | BadInput):
+                raise RunFailed(f"{name}: {told(cause)}") from error
+            self.lose(name, told(cause))
+            return None
+
+    # Losses.
+
+    def lose(self, name: str, why: str) -> None:
+        """Give a worker up and have another started in its place. Raises RunFailed when no restart is left."""
+        handle = self.handles.pop(name, None) or self._coming.pop(name, (None, None))[0]
+        if handle is None:
+            return
+        if self._crew is None or not self._crew.replaces:
+            raise ActorLost(f"{name} is lost: {why}")
+        self._crew.end(handle)
+        if self.fleet.members[name].state == "retired":
+            self._gone(name)
+        else:
+            self.fleet.lost(name, why, time.monotonic())
+            self._wanted.add(name)
+        self._lost.append(name)
+        left = self.fleet.restarts_left
+        self._journal("worker_lost", worker=name, why=why, restarts_left=left)
+        if not left:
+            limit = self._limits.worker_restarts
+            raise RunFailed(f"{name} is lost: {why}; limits.worker_restarts = {limit} are spent")
+        self._tell(f"{name} is lost: {why}; another is started in its place")
+
+    def take_lost(self) -> list[str]:
+        """Workers lost since this was last asked."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    def tick(self) -> None:
+        """Start workers for which there is a place, and take in those that have become ready: they are stale then.
+        Raises ActorLost when there is no place for what the run cannot do without."""
+        if self._crew is None:
+            return
+        now = time.monotonic()
+        if now - self._looked >= (PLACES_S if self._wanted else NODES_S):
+            self._looked = now
+            leaving = self._crew.leaving_nodes()
+            self._leave(leaving)
+            self._start(leaving, now)
+        self._take_ready(now)
+        self._check_places(now)
+
+    def _check_places(self, now: float) -> None:
+        """Raises ActorLost when what the run cannot do without has had no place for limits.placement_timeout_s."""
+        missing = self._wanted & self._base
+        if not missing or self._coming or (self.serving and not self._deterministic):
+            self._missing_since = now
+        elif now - self._missing_since > (limit := self._limits.placement_timeout_s):
+            names = ", ".join(sorted(missing))
+            raise ActorLost(f"no place for {names} within limits.placement_timeout_s = {limit:g} s")
+
+    def refitted(self, names: Sequence[str], version: int) -> None:
+        """These were given the weights of this version, and are in service with them."""
+        now = time.monotonic()
+        for name in names:
+            came = self.fleet.members[name].state == "stale"
+            self.fleet.refitted(name, version, now)
+            if came:
+                self._journal("worker_joined", worker=name, weight_version=version)
+
+    def _start(self, leaving: Mapping[str, float], now: float) -> None:
+        placed = {name for name in self._wanted if self._crew.node_of(name) not in (None, *leaving)}
+        new = placed - self.fleet.members.keys()
+        for name in new:
+            self.fleet.starts(name, now)
+        for name in [*new, *self.fleet.restart(placed, now)]:
+            self._wanted.discard(name)
+            handle = self._crew.start_worker(name)
+            self._coming[name] = handle, handle.ready.remote()
+
+    def _take_ready(self, now: float) -> None:
+        import ray
+
+        refs = {ref: name for name, (_, ref) in self._coming.items()}
+        for ref in ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []:
+            name = refs[ref]
+            if (found := self.take(ref, name)) is not None:
+                self.handles[name] = self._coming.pop(name)[0]
+                self._cores[name] = found[1]
+                self.fleet.ready(name, now)
+        limit = self._limits.start_timeout_s
+        for name in list(self._coming):
+            if now - self.fleet.members[name].heard > limit:
+                self.lose(name, f"not ready within limits.start_timeout_s = {limit:g} s")
+
+    # More workers, and fewer.
+
+    def phase_begins(self, rollouts: int) -> None:
+        """A rollout phase of this size: ask for places for the workers that it has use for."""
+        self._resize(self._scale.phase(rollouts))
+
+    def pause(self) -> None:
+        """Nothing is sampled for a while: further workers leave."""
+        self._resize(self._scale.pause())
+        self.release(())
+
+    def _resize(self, wanted: int) -> None:
+        here = [name for name in [*self.fleet.members, *self._wanted - self.fleet.members.keys()]
+                if name not in self.fleet.names("retired")]  # fmt: skip
+        for _ in range(wanted - len(here)):
+            name = f"rollout-{next(self._numbers)}"
+            self._crew.ask_place(name)
+            self._wanted.add(name)
+            self._journal("worker_asked", worker=name)
+        spare = [name for name in here if name not in self._base]
+        for name in spare[: max(len(here) - wanted, 0)]:
+            self._retire(name, "not needed")
+
+    def _leave(self, leaving: Mapping[str, float]) -> None:
+        """Workers on nodes that are about to go get no more work; what one has not finished shortly before the end
+        goes to others."""
+        if not leaving:
+            return
+        for name in self.serving:
+            node = self._crew.node_of(name)
+            if node is not None and node in leaving:
+                self._deadlines[name] = leaving[node] or float("inf")
+                self._retire(name, f"its node {node[:8]} is leaving the cluster")
+        for name, deadline in list(self._deadlines.items()):
+            if name in self.handles and deadline - time.time() < NOTICE_S:
+                self.lose(name, "its node is about to go")
+
+    def _retire(self, name: str, why: str) -> None:
+        self._journal("worker_retired", worker=name, why=why)
+        if name in self._wanted and name not in self.fleet.members:
+            self._wanted.discard(name)
+            self._crew.give_back_place(name)
+        elif not self.fleet.retire(name, why, time.monotonic()):
+            self._end(name)
+
+    def release(self, busy: Collection[str]) -> None:
+        """Retired workers that have nothing left to do go."""
+        for name in self.fleet.names("retired"):
+            if name not in busy:
+                self._end(name)
+
+    def _end(self, name: str) -> None:
+        handle = self.handles.pop(name, None) or self._coming.pop(name, (None, None))[0]
+        if handle is not None:
+            self._crew.end(handle)
+        self._lost.append(name)
+        self._gone(name)
+
+    def _gone(self, name: str) -> None:
+        """Out of the fleet; one that the run needs comes back as soon as there is a place for it."""
+        self.fleet.gone(name)
+        self._deadlines.pop(name, None)
+        if name in self._base:
+            self._wanted.add(name)
+        else:
+            self._wanted.discard(name)
+            self._crew.give_back_place(name)
