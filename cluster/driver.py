@@ -81,6 +81,7 @@ class Driver(RecipeStages, Updates, Serving):
             self.run.journal("stage_started", index=index, stage=stage.stage, done=self.stage_done)
             self._begin(stage)
             if isinstance(stage, Supervised):
+                self.workers.pause()
                 self._teach(stage)
             elif isinstance(stage, Budgeted):
                 self._reinforce(stage)
@@ -92,11 +93,8 @@ class Driver(RecipeStages, Updates, Serving):
         self.bubbles.export(self.run.models / "drafter")
         self.run.journal("run_finished", epochs=self.epoch, spent_rollouts=self.counters.rollouts)
         self._count_wall()
-        events = self.run.events()
-        sampled = sum(sum(e["rollouts"]) for e in events if e["event"] == "decided")
-        restarts = sum(e["event"] == "restarted" for e in events)
         result = summary(
-            self.spec, self.counters, self.evaluations, self.epoch, self.actors.versions, sampled, restarts
+            self.spec, self.counters, self.evaluations, self.epoch, self.actors.versions, self.run.events()
         )
         write_atomically(self.run.path / "summary.json", json.dumps(result, indent=1))
         leave_report(self.run)
@@ -236,6 +234,7 @@ class Driver(RecipeStages, Updates, Serving):
         self.counters.add_report(row)
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
+        self.metrics.observe_fleet(self.workers.fleet)
         self.sinks.epoch(row)
         self.display.advance(
             self.stage_done + 1, epoch=update.epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],

@@ -22,9 +22,8 @@ NO_VERSION = -1
 @dataclass
 class Member:
     state: State
-    since: float
-    """When it came into its state; of one that is away, since when it is out of service."""
     heard: float
+    """When it last made progress; of one that is being started, when that began."""
     version: int = NO_VERSION
     """Of the weights that it was given."""
     why: str = ""
@@ -40,8 +39,7 @@ class Fleet:
         self._timeout_s = timeout_s
         self.restarts_left = restarts
         self.members: dict[str, Member] = {}
-        self.longest_absence_s = 0.0
-        """From the loss of a worker to its return into service."""
+        self.losses = 0
         self._looked: float | None = None
 
     def names(self, *states: State) -> list[str]:
@@ -64,9 +62,7 @@ class Fleet:
 
     def starts(self, name: str, now: float) -> None:
         """A worker is being started, for the first time or again."""
-        before = self.members.get(name)
-        since = before.since if before and before.state == "dead" else now
-        self.members[name] = Member("restarting", since, now)
+        self.members[name] = Member("restarting", now)
 
     def ready(self, name: str, now: float) -> None:
         """Its engine stands, with weights that nobody asked for."""
@@ -76,9 +72,7 @@ class Fleet:
         """It was given the weights of this version."""
         member = self.members[name]
         if member.state == "stale":
-            if member.why:
-                self.longest_absence_s = max(self.longest_absence_s, now - member.since)
-            self._move(name, "stale", "healthy").since = now
+            self._move(name, "stale", "healthy")
         member.version, member.heard = version, now
 
     def heard(self, name: str, at: float) -> None:
@@ -110,7 +104,8 @@ class Fleet:
 
     def lost(self, name: str, why: str, now: float) -> None:
         """It died, hangs, or answers nonsense: what it held is lost with it."""
-        self.members[name] = Member("dead", now, now, why=why)
+        self.members[name] = Member("dead", now, why=why)
+        self.losses += 1
 
     def restart(self, placed: Collection[str], now: float) -> list[str]:
         """The dead that are to be started again now, among those for which there is a place, as far as restarts are
@@ -119,17 +114,15 @@ class Fleet:
         for name in self.names("dead"):
             if self.restarts_left and name in placed:
                 self.restarts_left -= 1
-                why = self.members[name].why
                 self.starts(name, now)
-                self.members[name].why = why
                 begun.append(name)
         return begun
 
-    def retire(self, name: str, why: str, now: float) -> bool:
+    def retire(self, name: str, why: str) -> bool:
         """It gets no more work; whether it was in service, and so has to finish first what it has."""
         member = self.members[name]
         served = member.state in ("healthy", "suspect")
-        member.state, member.since, member.why = "retired", now, why
+        member.state, member.why = "retired", why
         return served
 
     def gone(self, name: str) -> None:

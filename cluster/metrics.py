@@ -6,11 +6,12 @@ Gauges state the newest epoch; counters start at zero in every process, a resume
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
 
 from allocator.spec import AllocatorSpec
+from cluster.fleet import Fleet, State
 
 STOP_TIMEOUT_S = 5.0
 """Longest wait for the endpoint's thread to end."""
@@ -122,6 +123,10 @@ METRICS = (
     ),
     Metric("tailrace_drafter_loss", Gauge, "Loss of the newest micro-step.", "bubbles.drafter_loss"),
     Metric("tailrace_restarts_total", Counter, "Times that this process went back to a checkpoint with new actors."),
+    Metric("tailrace_workers", Gauge, "Rollout workers by state, as fleet.py names them.", None, "state"),
+    Metric(
+        "tailrace_workers_lost_total", Counter, "Rollout workers given up: died, silent, hung, or not to be believed."
+    ),
     Metric("tailrace_stalls_total", Counter, "Waits that took half of their limit; the journal says for whom."),
     Metric("tailrace_tokens_per_second", Gauge, "Response tokens per second of the epoch's rollout phase."),
 )
@@ -141,6 +146,7 @@ class Metrics:
         }
         if budget:
             self._of[f"tailrace_budget_{budget.currency}"].set(budget.budget)
+        self._losses = 0
         self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
         self.port: int = self._server.server_port
 
@@ -156,6 +162,14 @@ class Metrics:
     def restarted(self) -> None:
         """The run goes back to its newest checkpoint with new actors."""
         self._of["tailrace_restarts_total"].inc()
+        self._losses = 0  # of a new fleet
+
+    def observe_fleet(self, fleet: Fleet) -> None:
+        """How the rollout workers are."""
+        for state in get_args(State):
+            self._of["tailrace_workers"].labels(state).set(len(fleet.names(state)))
+        self._of["tailrace_workers_lost_total"].inc(fleet.losses - self._losses)
+        self._losses = fleet.losses
 
     def stalled(self) -> None:
         """A wait has taken half of its limit."""

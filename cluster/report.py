@@ -28,7 +28,7 @@ ROUTINE = {
     "lease_returned", "drafter_published", "sink_opened",
 }  # fmt: skip
 """Events of a run without trouble. Every other one is listed, those of later versions too."""
-ASKED_FOR = {"run_resumed", "interrupted"}
+ASKED_FOR = {"run_resumed", "interrupted", "worker_asked", "worker_joined", "worker_retired"}
 """Listed beside the failures, and none."""
 MOST_EVENTS = 100
 """Newest of them that are listed one by one."""

@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -154,11 +155,12 @@ def metrics_row(
 
 def summary(
     spec: Spec, counters: Counters, evaluations: Sequence[dict], epochs: int, versions: dict[str, str],
-    sampled_rollouts: int, restarts: int,
+    events: Sequence[dict],
 ) -> dict[str, Any]:  # fmt: skip
-    """Content of summary.json. `sampled_rollouts` counts every training rollout that was dispatched; those of rollout
-    phases that a kill cut short are lost and were sampled again without being spent twice."""
+    """Content of summary.json. `events`: the journal. Every training rollout was decided there; those of rollout phases
+    that a kill cut short are lost, and were sampled again without being spent twice."""
     rl_s = counters.rollout_s
+    decided = sum(sum(event["rollouts"]) for event in events if event["event"] == "decided")
     shown = [without_counts(evaluation) for evaluation in evaluations]
     return {
         "status": "finished",
@@ -174,7 +176,7 @@ def summary(
             "budget_tokens": (spec.allocator.budget_tokens if spec.allocator else None) or 0,
             "spent": counters.rollouts,
             "tokens": counters.tokens,
-            "lost": sampled_rollouts - counters.rollouts,
+            "lost": decided - counters.rollouts,
         },
         "pretrain_tokens": counters.pretrain_tokens,
         "evaluation": {
@@ -211,8 +213,29 @@ def summary(
             "critical_s": counters.drafter_critical_s,
             "training_ended": counters.training_ended,
         },
-        "restarts": restarts,
+        "restarts": sum(event["event"] == "restarted" for event in events),
+        "workers": workers_report(events),
         "versions": {**versions, "tailrace": version("tailrace"), "python": platform.python_version()},
+    }
+
+
+def workers_report(events: Sequence[dict]) -> dict[str, Any]:
+    """What became of the rollout workers and drafters, from the journal; seconds from a loss to the return."""
+    lost_s: dict[str, float] = {}
+    absences: list[float] = []
+    for event in events:
+        if event["event"] == "worker_lost":
+            lost_s.setdefault(event["worker"], event["time_s"])
+        elif event["event"] == "worker_joined" and event["worker"] in lost_s:
+            absences.append(round(event["time_s"] - lost_s.pop(event["worker"]), 3))
+    kinds = Counter(event["event"] for event in events)
+    return {
+        "lost": kinds["worker_lost"],
+        "joined": kinds["worker_joined"],
+        "retired": kinds["worker_retired"],
+        "drafters_lost": kinds["drafter_lost"],
+        "longest_absence_s": max(absences, default=0.0),
+        "stalls": kinds["stalled"],
     }
 
 

@@ -223,7 +223,7 @@ class Workers:
         if name in self._wanted and name not in self.fleet.members:
             self._wanted.discard(name)
             self._crew.give_back_place(name)
-        elif not self.fleet.retire(name, why, time.monotonic()):
+        elif not self.fleet.retire(name, why):
             self._end(name)
 
     def release(self, busy: Collection[str]) -> None:

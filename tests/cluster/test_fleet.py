@@ -38,7 +38,6 @@ def test_a_worker_started_again_is_stale_until_it_was_given_the_weights():
     assert (fleet.serving, fleet.outdated(3)) == (["b"], ["a"])
     fleet.refitted("a", 3, 11)
     assert (sorted(fleet.serving), fleet.outdated(3)) == (["a", "b"], [])
-    assert fleet.longest_absence_s == 10
 
 
 def test_a_new_version_makes_all_outdated_until_each_has_it():
@@ -98,7 +97,7 @@ def test_no_more_workers_are_started_again_than_may():
 
 def test_a_retired_worker_is_watched_while_it_finishes_and_then_leaves():
     fleet = fleet_of("a", "b")
-    assert fleet.retire("a", "not needed", 1)
+    assert fleet.retire("a", "not needed")
     assert fleet.serving == ["b"]
     assert ("a!") in looks(fleet, "a", 10)[-1]
     fleet.gone("a")
@@ -108,7 +107,7 @@ def test_a_retired_worker_is_watched_while_it_finishes_and_then_leaves():
 def test_one_that_was_not_in_service_has_nothing_to_finish():
     fleet = fleet_of("a")
     fleet.starts("b", 0)
-    assert not fleet.retire("b", "not needed", 1)
+    assert not fleet.retire("b", "not needed")
 
 
 def test_a_worker_that_was_not_started_cannot_become_ready():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from allocator import AllocatorSpec
+from cluster.fleet import Fleet
 from cluster.metrics import METRICS, Metrics, table
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -139,10 +140,28 @@ def test_the_stage_is_told_outside_epochs_too(metrics):
     assert 'tailrace_stage_info{stage="pretrain"}' not in samples
 
 
+FLEET = Fleet(8.0, 10)
+FLEET.starts("rollout-0", 0)
+FLEET.lost("rollout-0", "died", 1)
+
+
+def test_workers_are_counted_by_state_and_losses_once(metrics):
+    metrics.observe_fleet(FLEET)
+    metrics.observe_fleet(FLEET)
+    assert served(metrics)['tailrace_workers{state="dead"}'] == 1
+    assert served(metrics)['tailrace_workers{state="healthy"}'] == 0
+    assert served(metrics)["tailrace_workers_lost_total"] == 1
+    metrics.restarted()
+    metrics.observe_fleet(Fleet(8.0, 10))
+    assert served(metrics)["tailrace_workers_lost_total"] == 1, "a new fleet begins to count at 0"
+
+
 def test_every_metric_is_fed(metrics):
     before = set(served(metrics).items())
     metrics.observe_epoch(ROW)
     metrics.restarted()
+    metrics.stalled()
+    metrics.observe_fleet(FLEET)
     changed = {re.split(r"[{ ]", name)[0] for name, _ in set(served(metrics).items()) - before}
     assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts", "tailrace_budget_tokens"}
 
@@ -153,6 +172,7 @@ def test_names_follow_the_conventions():
         assert metric.name.endswith("_total") == (metric.kind.__name__ == "Counter")
     assert {metric.label for metric in METRICS} <= {
         None, "stage", "phase", "family", "success", "position", "running", "worker",
+        "state",
     }  # fmt: skip
 
 
@@ -160,6 +180,7 @@ def test_docs_list_exactly_these_metrics(metrics):
     assert DOCS.read_text().endswith(table() + "\n"), "python -m cluster.metrics prints the table of docs/metrics.md"
     documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text(), re.MULTILINE))
     metrics.observe_epoch(ROW)
+    metrics.observe_fleet(FLEET)
     assert documented == {re.split(r"[{ ]", name)[0] for name in served(metrics)}
 
 
