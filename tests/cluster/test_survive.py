@@ -131,8 +131,8 @@ def test_a_run_outlives_workers_and_an_allocator_and_ends_as_if_nothing_had_been
     spec_data, tmp_path, tmp_path_factory, monkeypatch, undisturbed
 ):
     blows = [
+        ("RolloutWorker", signal.SIGSTOP, "dispatch"),
         ("RolloutWorker", signal.SIGKILL, "roll out"),
-        ("RolloutWorker", signal.SIGSTOP, "publish"),
         ("AllocatorActor", signal.SIGKILL, "observe"),
     ]
     summary = survives(spec_data, tmp_path, tmp_path_factory, monkeypatch, undisturbed, blows)
