@@ -36,6 +36,9 @@ class RolloutSpec(BaseModel):
     """Key-value cache of one engine on CPU, in GiB. On GPU `gpu_memory_fraction` decides."""
     gpu_memory_fraction: float = Field(default=0.6, gt=0, lt=1)
     """Share of a GPU's memory that one engine may take."""
+    sleep: bool = False
+    """Engines free their GPU memory while the learner works (vLLM's sleep level 1: weights go to host memory), and take
+    it again when there is something to load or to sample."""
     publish_bucket_mib: int = Field(default=64, ge=1, le=65536)
     """Largest piece of weights in flight to the engines at once, in MiB; at most two exist at a time."""
 
@@ -44,4 +47,4 @@ class RolloutSpec(BaseModel):
     def _number_or_range(cls, workers: Any) -> Any:
         """A number is a range of that one number."""
         fixed = isinstance(workers, int) and not isinstance(workers, bool)
-        return {"min": workers, "max": workers} if fixed else workers
+        return {"min": workers, "max": max(workers, 1)} if fixed else workers

@@ -31,7 +31,7 @@ class Configs:
             seed=spec.run.seed,
             transfer="nccl" if self._nccl else BACKEND,
             speculation=speculation(spec, self._head_dir),
-            sleeps=spec.drafter.train.sleep,
+            sleeps=spec.drafter.train.sleep or spec.rollout.sleep,
         )
 
     def drafter(self, index: int) -> DrafterConfig:

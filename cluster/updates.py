@@ -11,6 +11,7 @@ from cluster.placement import Actors
 from cluster.spec import Spec
 from cluster.summary import Counters, Stopwatch
 from cluster.waits import wait
+from cluster.workers import Workers
 from trainer.types import Group
 
 
@@ -38,6 +39,7 @@ class Updates:
     bubbles: Bubbles
     counters: Counters
     clock: Stopwatch
+    workers: Workers
     update: Update | None
     version: int
     stage_index: int
@@ -63,6 +65,8 @@ class Updates:
         if batch or (batch is not None and self._has_sft_half()):
             import ray
 
+            if self.spec.rollout.sleep:
+                self.workers.ask("sleep", dict.fromkeys(self.workers.serving, ()))
             stored = ray.put(batch)
             calls = [getattr(rank, method).remote(stored, *args) for rank in self.actors.ranks]
         return Update(epoch, groups, batch or [], budget, self.clock.laps, method, calls)

@@ -70,7 +70,7 @@ def test_unknown_key_names_the_nearest_known_one(path, nearest):
 
 def test_every_violation_has_its_own_line():
     lines = complaint(run__seed="many", rollout__temperature=0, rollout__workers=0).splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["run.seed", "rollout.temperature", "rollout.workers.min"]
+    assert [line.split(": ")[1] for line in lines] == ["run.seed", "rollout.workers.min", "rollout.temperature"]
     assert "(got 'many')" in lines[0]
 
 
@@ -98,6 +98,20 @@ def test_numbers_are_bounded(number):
             "micro_batch_tokens = 32 cannot hold one sequence of model.context_tokens = 64",
         ),
         ({"learner__ranks": 3}, "learner.ranks = 3 > rollout.workers = 2"),
+        ({"rollout__workers": {"min": 3, "max": 2}}, "min = 3 is above max = 2"),
+        (
+            {"rollout__workers": {"min": 1, "max": 4}, "run__deterministic": True},
+            "needs a fixed number of rollout.workers",
+        ),
+        ({"rollout__sleep": True}, "rollout.sleep frees GPU memory, and cluster.gpus_per_rollout_worker is 0"),
+        (
+            {"rollout__sleep": True, "cluster__gpus_per_rollout_worker": 1, "learner__stale_epochs": 1},
+            "rollout.sleep excludes learner.stale_epochs",
+        ),
+        (
+            {"cluster__worker_labels": {"zone": "a"}, "cluster__learner_labels": {"zone": "b"}},
+            "cluster.worker_labels and cluster.learner_labels differ in zone",
+        ),
         ({"evaluation__k": 5}, "k = 5 needs at least that many samples_per_prompt, not 4"),
         ({"model__tiny__kv_heads": 3}, "kv_heads = 3 does not divide the 2 heads"),
         ({"task__template": "no place"}, "template 'no place' has no {question} in it"),

@@ -7,6 +7,7 @@ after the other. The suite does it with a few of them.
 import contextlib
 import os
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -152,6 +153,54 @@ def test_a_run_outlives_a_blow_in_each_of_its_phases(
         assert (summary["workers"]["lost"], summary["restarts"]) == (len(PHASES), 0)
     else:
         assert (summary["workers"]["lost"], summary["restarts"]) == (0, len(PHASES))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_a_run_outlives_its_drafters_in_each_phase(spec_data, tmp_path, monkeypatch, number):
+    """How much is drafted depends on measured times, so such a run is compared by its ledger."""
+    data = long_enough(spec_data)
+    data["run"]["deterministic"] = False
+    train_spec = {"steps": 3, "micro_step_tokens": 128, "cold_start_s": 40}
+    data["drafter"] = {"method": "eagle3", "max_draft_tokens": 3, "train": train_spec}
+    phases = ("decide", "dispatch", "roll out", "observe", "learn", "publish", "checkpoint")
+    struck = strike(monkeypatch, [("DrafterActor", number, phase) for phase in phases])
+    run = RunDirectory(tmp_path / "run")
+    summary = train(parse_spec(data, "test"), run.path, Display("struck"))
+    print(f"{struck}; {summary['workers']}")
+    assert len(struck) == len(phases)
+    assert summary["workers"]["drafters_lost"] > 0
+    assert (summary["workers"]["lost"], summary["restarts"], summary["rollouts"]["lost"]) == (0, 0, 0)
+    rolled_out = [event["epoch"] for event in run.events() if event["event"] == "rolled_out"]
+    assert rolled_out == list(range(summary["epochs"]))
+    assert summary["rollouts"]["spent"] == data["allocator"]["budget_rollouts"]
+
+
+@pytest.mark.chaos
+def test_a_driver_that_stands_still_for_longer_than_a_limit_blames_nobody(
+    spec_data, tmp_path, tmp_path_factory, monkeypatch
+):
+    pid, passed = os.getpid(), dict.fromkeys(PHASES, 0)
+    stopped: list[str] = []
+
+    def seen(what: str) -> None:
+        for phase, (beginning, _) in PHASES.items():
+            passed[phase] += what.startswith(beginning)
+            if passed[phase] == 3 and phase not in stopped:
+                stopped.append(phase)
+                subprocess.Popen(["sh", "-c", f"sleep {1.5 * LIMITS['worker_timeout_s']}; kill -CONT {pid}"])
+                os.kill(pid, signal.SIGSTOP)
+                return
+
+    whole = RunDirectory(tmp_path_factory.mktemp("undisturbed"))
+    train(parse_spec(spec_data, "test"), whole.path, Display("undisturbed"))
+    watch(seen, monkeypatch.setattr)
+    run = RunDirectory(tmp_path / "run")
+    summary = train(parse_spec(spec_data, "test"), run.path, Display("stopped"))
+    print(f"the driver stood still in {stopped}")
+    assert len(stopped) >= 8
+    assert (summary["workers"]["lost"], summary["restarts"]) == (0, 0)
+    assert_same_end(run, whole)
 
 
 @pytest.mark.chaos
