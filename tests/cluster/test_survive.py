@@ -204,6 +204,18 @@ def test_a_driver_that_stands_still_for_longer_than_a_limit_blames_nobody(
 
 
 @pytest.mark.chaos
+def test_a_full_object_store_costs_time_and_nothing_else(spec_data, tmp_path):
+    """What others hold fills the store twice over, so that Ray spills while weights and rollouts pass through it."""
+    import ray
+
+    held = [ray.put(np.full(2**26, i, np.uint8)) for i in range(32)]
+    run = RunDirectory(tmp_path / "run")
+    summary = train(parse_spec(spec_data, "test"), run.path, Display("crowded"))
+    assert (summary["workers"]["lost"], summary["restarts"], summary["rollouts"]["lost"]) == (0, 0, 0)
+    assert [int(ray.get(ref)[0]) for ref in held] == list(range(32))
+
+
+@pytest.mark.chaos
 def test_a_run_that_keeps_losing_processes_fails_with_the_reason_and_can_be_resumed(spec_data, tmp_path, monkeypatch):
     spec_data["limits"] = {**LIMITS, "restarts": 0}
     struck = strike(monkeypatch, [("LearnerRank", signal.SIGKILL, "pretrain")])
