@@ -27,29 +27,29 @@ class Serving:
     _check_stop: Any
 
     def _serve_current_weights(self) -> None:
-        """Publish the learner's weights to every engine that has others; none gets work under another version."""
+        """Publish the learner's weights to every engine that has others; none gets work under another version. Of a
+        deterministic run all workers must be there, because who samples what depends on it."""
         self.bubbles.publish()
-        workers, deterministic = self.workers, self.spec.run.deterministic
+        needed = self.spec.rollout.workers.min if self.spec.run.deterministic else 1
         while True:
-            workers.tick()
-            self._publish(workers.fleet.outdated(self.version))
-            if len(workers.serving) >= (self.spec.rollout.workers.min if deterministic else 1):
+            self.workers.tick()
+            self._refit()
+            if len(self.workers.serving) >= needed:
                 return
-            if not workers.hope:
+            if not self.workers.hope:
                 raise ActorLost("no rollout worker is left")
             time.sleep(POLL_S)
             self._check_stop()
 
     def _refit(self) -> None:
-        """In a rollout phase: the weights that it is sampled with, for workers that have come since it began. While the
-        learner works on an update they are not to be had, and the workers wait for the next publish."""
-        new = self.workers.fleet.outdated(self.version)
-        if not new:
-            return
+        """The current weights for workers that run and have others. While the learner works on an update they are not
+        to be had: a worker that comes meanwhile waits for the next publish, or, where it cannot be done without, the
+        run goes back to its checkpoint."""
+        outdated = self.workers.fleet.outdated(self.version)
         if self.update is None or not self.update.calls:
-            self._publish(new)
-        elif not self.workers.serving:
-            raise ActorLost("no rollout worker is in service, and the learner's weights have moved on")
+            self._publish(outdated)
+        elif outdated and (self.spec.run.deterministic or not self.workers.serving):
+            raise ActorLost(f"{', '.join(outdated)} came back, and the learner's weights have moved on")
 
     def _publish(self, names: Sequence[str]) -> None:
         """Weights into service on these engines, and the drafter in service on those that are new."""
@@ -59,10 +59,8 @@ class Serving:
         new = set(workers.fleet.names("stale"))
         failed: dict[int, str] = {}
         if self.version:  # an engine starts with the weights of version 0
-            handles, each_s = (
-                [workers.handles[name] for name in names],
-                min(limits.worker_timeout_s, limits.publish_timeout_s),
-            )
+            handles = [workers.handles[name] for name in names]
+            each_s = min(limits.worker_timeout_s, limits.publish_timeout_s)
             calls = [rank.publish.remote(handles, self.version, each_s) for rank in self.actors.ranks]
             sent = wait(calls, limits.publish_timeout_s, f"weights of version {self.version} to be in service")[0]
             failed = sent.failed

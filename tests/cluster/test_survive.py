@@ -68,15 +68,18 @@ def pids(kind: str) -> list[int]:
     return sorted(found)
 
 
-def strike(monkeypatch, blows: list[Blow]) -> list[tuple[str, str, int]]:
-    """Send each signal to a process of its kind when its phase comes, one after another; gives the list that they are
-    noted in, with the process."""
+def strike(monkeypatch, run: RunDirectory, blows: list[Blow]) -> list[tuple[str, str, int]]:
+    """Send each signal to a process of its kind when its phase comes, the next one when the run has noticed the one
+    before; gives the list that they are noted in, with the process."""
     struck: list[tuple[str, str, int]] = []
     waiting, passed = list(blows), 0
 
+    def noticed() -> int:
+        return sum(event["event"] in ("worker_lost", "restarted") for event in run.events())
+
     def seen(what: str) -> None:
         nonlocal passed
-        if not waiting:
+        if not waiting or (waiting[0][0] != "DrafterActor" and noticed() < len(struck)):
             return
         kind, number, phase = waiting[0]
         beginning, count = PHASES[phase]
@@ -107,8 +110,8 @@ def survives(spec_data, tmp_path, tmp_path_factory, monkeypatch, undisturbed, bl
         whole = RunDirectory(tmp_path_factory.mktemp("undisturbed"))
         train(spec, whole.path, Display("undisturbed"))
         undisturbed[epochs] = whole
-    struck = strike(monkeypatch, blows)
     run, began = RunDirectory(tmp_path / "run"), time.monotonic()
+    struck = strike(monkeypatch, run, blows)
     summary = train(spec, run.path, Display("struck"))
     print(f"{len(struck)} blows in {time.monotonic() - began:.0f} s: {struck}; {summary['workers']}")
     assert [blow[:2] for blow in struck] == [(kind, phase) for kind, _, phase in blows], "a phase was never reached"
@@ -164,8 +167,8 @@ def test_a_run_outlives_its_drafters_in_each_phase(spec_data, tmp_path, monkeypa
     train_spec = {"steps": 3, "micro_step_tokens": 128, "cold_start_s": 40}
     data["drafter"] = {"method": "eagle3", "max_draft_tokens": 3, "train": train_spec}
     phases = ("decide", "dispatch", "roll out", "observe", "learn", "publish", "checkpoint")
-    struck = strike(monkeypatch, [("DrafterActor", number, phase) for phase in phases])
     run = RunDirectory(tmp_path / "run")
+    struck = strike(monkeypatch, run, [("DrafterActor", number, phase) for phase in phases])
     summary = train(parse_spec(data, "test"), run.path, Display("struck"))
     print(f"{struck}; {summary['workers']}")
     assert len(struck) == len(phases)
@@ -218,17 +221,17 @@ def test_a_full_object_store_costs_time_and_nothing_else(spec_data, tmp_path):
 @pytest.mark.chaos
 def test_a_run_that_keeps_losing_processes_fails_with_the_reason_and_can_be_resumed(spec_data, tmp_path, monkeypatch):
     spec_data["limits"] = {**LIMITS, "restarts": 0}
-    struck = strike(monkeypatch, [("LearnerRank", signal.SIGKILL, "pretrain")])
+    run = RunDirectory(tmp_path / "run")
+    struck = strike(monkeypatch, run, [("LearnerRank", signal.SIGKILL, "pretrain")])
     with pytest.raises(RunFailed, match="learner: teach"):
-        train(parse_spec(spec_data, "test"), tmp_path / "run", Display("struck"))
+        train(parse_spec(spec_data, "test"), run.path, Display("struck"))
     assert struck
-    assert not [e for e in RunDirectory(tmp_path / "run").events() if e["event"] == "restarted"]
-    monkeypatch.undo()
+    assert not [e for e in run.events() if e["event"] == "restarted"]
 
 
 @pytest.mark.chaos
 def test_a_run_without_a_worker_restart_left_fails_with_the_reason(spec_data, tmp_path, monkeypatch):
     spec_data["limits"] = {**LIMITS, "worker_restarts": 0}
-    strike(monkeypatch, [("RolloutWorker", signal.SIGKILL, "roll out")])
+    strike(monkeypatch, RunDirectory(tmp_path / "run"), [("RolloutWorker", signal.SIGKILL, "roll out")])
     with pytest.raises(RunFailed, match=r"rollout-\d is lost: ActorDiedError.*limits.worker_restarts = 0 are spent"):
         train(parse_spec(spec_data, "test"), tmp_path / "run", Display("struck"))
