@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ class JsonlReader:
         return new
 
     def _read(self, path: str) -> Iterator[Problem]:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device would be read for ever
+            raise BadInput(f"{path}: cannot be read: not a regular file")
         try:
             lines = Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
         except OSError as error:
