@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, UndefinedError
+from jinja2 import Environment, FileSystemLoader
 
-from cluster.checkpoint import RunDirectory, write_atomically
+from cluster.checkpoint import RunDirectory
+from cluster.lines import as_written, write_atomically
 from cluster.redact import redacted
 from cluster.report_sections import budget_section, learning_section, speculation_section
 from cluster.report_tables import clock, count, evaluation_table, family_table, percent, stage_table, trouble_table
@@ -51,17 +52,12 @@ def write_report(run_dir: Path, out: Path | None = None) -> dict[str, Any]:
     """
     run = RunDirectory(run_dir)
     path = out or run.path / "report.html"
-    try:
-        facts = figures(run)
-        page = render(facts)
-    except (UndefinedError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise BadInput(
-            f"{run.path}: spec, summary or journal is not as tailrace writes it: {type(error).__name__}: {error}"
-        ) from error
+    with as_written(run.path):
+        page = render(facts := figures(run))
     try:
         write_atomically(path, page)
-    except OSError as error:
-        raise BadInput(f"--out {path}: cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: no name, a NUL
+        raise BadInput(f"--out {path}: cannot be written: {error}") from None
     return {"path": str(path), **{key: facts[key] for key in SHOWN}, "trouble": facts["trouble"]["counts"]}
 
 

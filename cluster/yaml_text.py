@@ -1,4 +1,4 @@
-"""YAML as plain data, whoever wrote it: one BadInput for all that is wrong with it, and no more of it than a spec needs.
+"""YAML as plain data, whoever wrote it: one BadInput for all that is wrong, and no more of it than a spec needs.
 
 PyYAML's safe loader makes no objects, but a few lines of aliases to aliases stand for billions of values, which whoever
 copies, checks or prints them would then meet.

@@ -24,7 +24,8 @@ LONGEST_S = 30.0
 
 ODD = (
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ",
-    "\0", "a\0b", "../../etc/passwd", "/dev/zero", "/", ".", "~", "~nobody/x", "\ud800", "é\u202e\U0001f600", "{question}",
+    "\0", "a\0b", "../../etc/passwd", "/dev/zero", "/", ".", "~", "~nobody/x", "\ud800", "é\u202e\U0001f600",
+    "{question}",
     "[/red]", "{{7*7}}", "x" * 5000, "[" * 200, "0", "1e9", "NaN", [], {}, [[]], [None], {"": None}, {"a": {"b": []}},
     {"__class__": "x"}, ["models/x"], "models/../../x", "file:///etc/passwd", "os:system", "s3://a/b",
 )  # fmt: skip
@@ -111,6 +112,12 @@ def answered(*arguments: object) -> Result:
         assert result.stderr.strip(), arguments
         assert len(result.stderr) < 20_000, (arguments, len(result.stderr))
     return result
+
+
+def assert_names(message: str, what: str) -> None:
+    """The message of a refusal says what it is about."""
+    assert message
+    assert what in message, message
 
 
 def tree(directory: Path) -> dict[str, tuple]:
