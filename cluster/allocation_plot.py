@@ -6,6 +6,7 @@ import numpy as np
 
 from cluster.allocation import replayed
 from cluster.checkpoint import RunDirectory
+from cluster.lines import as_written
 
 MOST_EPOCHS, MOST_PROMPTS = 400, 600
 """Columns and rows of the picture of beliefs; more are thinned out evenly."""
@@ -14,8 +15,13 @@ MOST_EPOCHS, MOST_PROMPTS = 400, 600
 def plot(run: RunDirectory, path: Path) -> dict[str, dict[str, float]]:
     """Write an SVG or PNG to `path`; gives by family its prompts, rollouts, and believed success first and last.
 
-    Raises BadInput without a journal of an rl stage, AllocationError where the journal differs from the decisions.
+    Raises BadInput without a journal of an rl stage, and where the journal is damaged or differs from the decisions.
     """
+    with as_written(run.path / "journal.jsonl"):
+        return _plotted(run, path)
+
+
+def _plotted(run: RunDirectory, path: Path) -> dict[str, dict[str, float]]:
     prices, spent, beliefs, budget = [], [0.0], [], 0.0
     for allocator, allocation in replayed(run):
         prices.append(np.nan if allocation.price is None else allocation.price)

@@ -1,8 +1,7 @@
 """What a run leaves on disk, so that it can be killed at any moment: journal, metrics, rollouts, checkpoints.
 
 Every file is either appended to line by line (a torn last line is dropped when read) or written beside, flushed and
-renamed. A checkpoint is a directory with a manifest that lists its files with their digests; a directory without a
-manifest does not exist for us.
+renamed. A checkpoint is a directory with a manifest (see `cluster.manifest`); one without does not exist for us.
 """
 
 import fcntl
@@ -21,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import ActorLost, RunFailed
+from cluster.lines import append_line, flush, is_event, is_row, read_lines, write_atomically, writing
+from cluster.manifest import MANIFEST, Damaged, checked, read_manifest, sealed
 from trainer.stages import OWN_EXPORTS
 from trainer.types import COLUMNS, BadInput, Group
-
-MANIFEST = "manifest.json"
 
 
 class RunDirectory:
@@ -45,6 +44,7 @@ class RunDirectory:
     def claimed(self) -> Iterator[None]:
         """Make the directories and keep every other tailrace process out. Raises BadInput."""
         try:
+            self._refuse_links()
             self.create()
             lock = (self.path / ".lock").open("w")
         except OSError as error:
@@ -56,6 +56,14 @@ class RunDirectory:
                 raise BadInput(f"{self.path}: another tailrace process is working on this run") from None
             yield
 
+    def _refuse_links(self) -> None:
+        """What a run writes to is its own: a link would take it out of its directory, a pipe stop it."""
+        directories = (self.checkpoints, self.rollouts, self.models, self.logs, self.path / "dropped")
+        files = (self.path / name for name in (".lock", "journal.jsonl", "metrics.jsonl"))
+        for path in (*directories, *files, *self.logs.glob("*")):
+            if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+                raise BadInput(f"{path}: is a link or no regular file, and a run writes inside its own directory only")
+
     # Lines.
 
     def journal(self, event: str, **fields: Any) -> None:
@@ -64,13 +72,15 @@ class RunDirectory:
         append_line(self.path / "journal.jsonl", {"event": event, "time_s": round(time.time(), 3), **fields})
 
     def events(self) -> list[dict]:
-        return list(read_lines(self.path / "journal.jsonl"))
+        """Raises BadInput naming a line that is not as the journal has it."""
+        return list(read_lines(self.path / "journal.jsonl", is_event))
 
     def add_metrics(self, row: dict) -> None:
         append_line(self.path / "metrics.jsonl", row)
 
     def metrics(self) -> list[dict]:
-        return list(read_lines(self.path / "metrics.jsonl"))
+        """Raises BadInput naming a line that is no row."""
+        return list(read_lines(self.path / "metrics.jsonl", is_row))
 
     def keep_metrics(self, keep: Callable[[dict], bool]) -> None:
         """Drop rows that a resumed run will write again."""
@@ -81,14 +91,14 @@ class RunDirectory:
         """Bring journal and metrics to the disk, before a checkpoint says that what they tell has happened."""
         for name in ("journal.jsonl", "metrics.jsonl"):
             if (self.path / name).is_file():
-                _flush(self.path / name)
+                flush(self.path / name)
 
     def mend_lines(self) -> None:
-        """End a line that a kill tore, so that the next one starts afresh."""
-        for name in ("journal.jsonl", "metrics.jsonl"):
+        """End a line that a kill tore, so that the next one starts afresh. Raises BadInput for any other damage."""
+        for name, records in (("journal.jsonl", self.events()), ("metrics.jsonl", self.metrics())):
             path = self.path / name
             if path.is_file() and path.stat().st_size and path.read_bytes()[-1:] != b"\n":
-                write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_lines(path)))
+                write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
 
     # Rollouts of an epoch.
 
@@ -109,22 +119,19 @@ class RunDirectory:
         else:
             columns = {"lengths": np.zeros(0, np.int32)}
         header = [[g.id, g.prompt, g.weight_version, len(g), g.believed] for g in groups]
+        metadata = {"groups": json.dumps(header), "extra": json.dumps(extra)}
         beside = path.parent / f".{path.stem}.tmp"
-        with _writing(path):
-            save_file(columns, beside, metadata={"groups": json.dumps(header), "extra": json.dumps(extra)})
-            _flush(beside)
+        with writing(path):
+            save_file(columns, beside, metadata={**metadata, "digest": _seal(columns, metadata)})
+            flush(beside)
             os.replace(beside, path)
 
     def load_groups(self, epoch: int) -> tuple[list[Group], dict[str, Any]] | None:
-        """An epoch's groups, or None if its rollout phase was never finished."""
+        """An epoch's groups, or None if its rollout phase was never finished. Raises RunFailed for a damaged file."""
         path = self._groups_file(epoch)
         if not path.is_file():
             return None
-        from safetensors import safe_open
-
-        columns = load_file(path)
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata()
+        columns, metadata = _load_sealed(path)
         groups, row, token = [], 0, 0
         for group_id, prompt, version, size, believed in json.loads(metadata["groups"]):
             rows = slice(row, row + size)
@@ -148,13 +155,13 @@ class RunDirectory:
     def add_model(self, name: str, write: Callable[[Path], object]) -> None:
         """Write `models/name` through `write(directory)`, atomically. Raises RunFailed if the disk refuses."""
         final, beside = self.models / name, self.models / f".{name}.tmp"
-        with _writing(final):
+        with writing(final):
             shutil.rmtree(beside, ignore_errors=True)
             write(beside)
             for path in beside.rglob("*"):
-                _flush(path)
+                flush(path)
             os.replace(beside, final)
-            _flush(self.models)
+            flush(self.models)
 
     def weights(self, named: str) -> Path:
         """The directory that a stage names: an export of this run as `models/NAME`, any other as it is."""
@@ -173,15 +180,15 @@ class RunDirectory:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             write(beside)
-            files = [path for path in sorted(beside.rglob("*")) if path.is_file()]
-            manifest = {**manifest, "files": {str(p.relative_to(beside)): _digest_and_flush(p) for p in files}}
-            write_atomically(beside / MANIFEST, json.dumps(manifest, indent=1))
+            for path in beside.rglob("*"):
+                flush(path)
+            write_atomically(beside / MANIFEST, sealed(beside, manifest))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(beside, final)
-            _flush(self.checkpoints)
+            flush(self.checkpoints)
         except ActorLost:
             raise
-        except (OSError, SafetensorError, RunFailed) as error:
+        except (OSError, SafetensorError, Damaged, RunFailed) as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise RunFailed(f"{final}: the checkpoint cannot be written: {error}") from error
         for old in self._complete_checkpoints()[:-keep]:
@@ -195,60 +202,30 @@ class RunDirectory:
                 path.unlink()
 
     def newest_checkpoint(self) -> tuple[Path, dict] | None:
-        """The newest checkpoint whose files are all as the manifest says, and the manifest."""
+        """The newest checkpoint that is as it was written, and its manifest; None where there is none at all.
+
+        Raises RunFailed where there are some and all are damaged: from its beginning the run would spend twice.
+        """
+        damages = []
         for path in reversed(self._complete_checkpoints()):
             try:
-                manifest = json.loads((path / MANIFEST).read_text())
-            except ValueError:
-                continue
-            if all((path / f).is_file() and _digest(path / f) == d for f, d in manifest["files"].items()):
-                return path, manifest
+                return path, checked(path)
+            except Damaged as error:
+                damages.append(f"{path.name}: {error}")
+        if damages:
+            raise RunFailed(f"{self.checkpoints}: no checkpoint is as it was written: {'; '.join(damages)}")
         return None
 
     def oldest_manifest(self) -> dict | None:
-        """Manifest of the oldest kept checkpoint."""
-        paths = self._complete_checkpoints()
-        return json.loads((paths[0] / MANIFEST).read_text()) if paths else None
+        """Manifest of the oldest kept checkpoint; None where it cannot be told."""
+        try:
+            paths = self._complete_checkpoints()
+            return read_manifest(paths[0]) if paths else None
+        except Damaged:
+            return None
 
     def _complete_checkpoints(self) -> list[Path]:
         return sorted(path.parent for path in self.checkpoints.glob("[0-9]*/" + MANIFEST))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """A disk that refuses becomes a RunFailed that names the file."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise RunFailed(f"{path}: cannot be written: {error}") from error
-
-
-def append_line(path: Path, record: dict) -> None:
-    """Raises RunFailed if the disk refuses."""
-    with _writing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_lines(path: Path) -> Iterator[dict]:
-    """Records of a JSONL file; stops at a torn last line."""
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
-            yield json.loads(line)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside, flush to the disk, rename."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    _flush(path.parent)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -259,26 +236,32 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote. Raises RunFailed for a damaged file."""
+    arrays, metadata = _load(path)
+    return {**arrays, **json.loads(metadata["scalars"])}
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     from safetensors import safe_open
 
-    with safe_open(path, "numpy") as file:
-        return {**load_file(path), **json.loads(file.metadata()["scalars"])}
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
-def _digest_and_flush(path: Path) -> str:
-    _flush(path)
-    return _digest(path)
-
-
-def _flush(path: Path) -> None:
-    """Have a file's bytes, or a directory's entries, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with safe_open(path, "numpy") as file:
+            return load_file(path), file.metadata() or {}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunFailed(f"{path}: cannot be read: {error}") from error
+
+
+def _load_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    columns, metadata = _load(path)
+    if metadata.pop("digest", None) != _seal(columns, metadata):
+        raise RunFailed(f"{path}: stored rollouts are not as they were written; the run cannot be resumed")
+    return columns, metadata
+
+
+def _seal(columns: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """A digest of it all: safetensors has none of its own."""
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    for name, column in sorted(columns.items()):
+        digest.update(f"{name} {column.dtype} {column.shape}".encode())
+        digest.update(np.ascontiguousarray(column).data)
+    return digest.hexdigest()

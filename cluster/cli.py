@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `tailrace --help` answers 
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,7 +73,7 @@ def resume(
         from cluster.spec import load_spec
         from trainer.types import BadInput
 
-        if not (run_dir / "spec.yaml").is_file():
+        if not os.path.isfile(run_dir / "spec.yaml"):
             raise BadInput(f"{run_dir}: not a run directory, it has no spec.yaml")
         _carry_out(load_spec(run_dir / "spec.yaml"), run_dir, lambda display: resume(run_dir, display))
 

@@ -1,5 +1,6 @@
 """`tailrace evaluate`: the evaluation of a run's spec on any model, as a run of one stage in a directory of its own."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -69,12 +70,13 @@ def _figure(value: float | None) -> str:
 
 
 def _spec(target: Path, overrides: list[str] | None) -> Spec:
-    if target.is_dir() and not (target / "spec.yaml").is_file():
+    is_run = os.path.isdir(target)  # False where Path.is_dir raises
+    if is_run and not (target / "spec.yaml").is_file():
         raise BadInput(f"{target}: not a run directory, it has no spec.yaml")
     for override in overrides or []:
         if any(f"{override.partition('=')[0]}.".startswith(f"{field}.") for field in OWN_FIELDS):
             raise BadInput(f"--set {override}: an evaluation has one stage, no allocator and no drafter; use --model")
-    return load_spec(target / "spec.yaml" if target.is_dir() else target, overrides)
+    return load_spec(target / "spec.yaml" if is_run else target, overrides)
 
 
 def _alone(spec: Spec, model: str) -> Spec:

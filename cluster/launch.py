@@ -84,7 +84,7 @@ def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
     path = run.path / "spec.yaml"
     if not path.is_file():
         return
-    if path.read_text(encoding="utf-8") != dump_spec(spec):
+    if path.read_bytes() != dump_spec(spec).encode():
         raise BadInput(f"{run.path}: this run directory belongs to another spec; choose another run.name or --run-dir")
     if (run.path / "summary.json").is_file():
         raise BadInput(f"{run.path}: this run is finished; choose another run.name or --run-dir to run it again")

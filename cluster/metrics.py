@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, make_wsgi_app
 
 from allocator.spec import AllocatorSpec
+from cluster.endpoint import Endpoint
 from cluster.fleet import Fleet, State
-
-STOP_TIMEOUT_S = 5.0
-"""Longest wait for the endpoint's thread to end."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,8 @@ class Metrics:
         if budget:
             self._of[f"tailrace_budget_{budget.currency}"].set(budget.budget)
         self._losses = 0
-        self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
-        self.port: int = self._server.server_port
+        self._endpoint = Endpoint(make_wsgi_app(self.registry), port)
+        self.port = self._endpoint.port
 
     def observe_epoch(self, row: Mapping[str, Any]) -> None:
         """Take in a row of metrics.jsonl; keys that are missing or None leave their metric as it was."""
@@ -181,9 +179,7 @@ class Metrics:
 
     def close(self) -> None:
         """Stop the endpoint and free its port; may be called twice."""
-        self._server.shutdown()
-        self._thread.join(STOP_TIMEOUT_S)
-        self._server.server_close()
+        self._endpoint.close()
 
     def _observe(self, metric: Metric, value: Any) -> None:
         family = self._of[metric.name]

@@ -8,14 +8,12 @@ that code is imported here. Weights are not packed: they are named by absolute p
 import hashlib
 import os
 import shutil
-import sys
-import sysconfig
 from collections.abc import Sequence
-from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 
 from cluster.capacity import gib
 from cluster.spec import Spec, dump_spec
+from cluster.user_code import module_path
 from trainer.stages import OWN_EXPORTS
 from trainer.types import BadInput
 
@@ -47,7 +45,7 @@ def node_run_dir(spec: Spec) -> str:
     """The run's directory on the cluster; a relative run.directory starts at the home directory of Ray's head node,
     because the working directory of a job is deleted after it."""
     directory = PurePosixPath(spec.run.directory)
-    anchored = directory if directory.is_absolute() or directory.parts[0].startswith("~") else "~" / directory
+    anchored = directory if str(directory).startswith(("/", "~")) else "~" / directory
     return str(anchored / spec.run.name)
 
 
@@ -63,6 +61,8 @@ def _pack_data(spec: Spec, job: Path) -> None:
 
 def _pack_file(field: str, path: Path, job: Path) -> str:
     """The file's place in the package, relative to the spec in it."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device would be read for ever
+        raise BadInput(f"{field}: {path}: not a regular file")
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "blake2b").hexdigest()[:12]
@@ -89,37 +89,22 @@ def _check_weights(spec: Spec) -> None:
 
 
 def _pack_code(reward: str | None, code: Sequence[Path], into: Path) -> None:
-    found = [path.absolute() for path in code]
-    if reward is not None and (module := _module_path(reward)) is not None:
+    found = [Path(os.path.abspath(path)) for path in code]  # which takes `..` out: it would lead out of the package too
+    if reward is not None and (module := module_path(reward)) is not None:
         found.append(module)
     for path in found:
         target = into / path.name
-        if path.name == JOB:
-            raise BadInput(f"--code {path}: the name {JOB} is taken, choose another one")
-        if path.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", ".git", ".venv")
-            shutil.copytree(path, target, ignore=ignored, dirs_exist_ok=True)
-        elif path.is_file():
-            shutil.copyfile(path, target)
-        else:
-            raise BadInput(f"--code {path}: no such file or directory")
-
-
-def _module_path(reward: str) -> Path | None:
-    """File or package directory of the reward's top-level module, looked for as the run does; None for an installed
-    one, which the cluster must have installed too."""
-    module, _, function = reward.partition(":")
-    if not (module and function):
-        raise BadInput(f"task.reward: {reward!r} is not of the form module:function")
-    top, *inner = module.split(".")
-    spec = PathFinder.find_spec(top, [*sys.path, os.getcwd()])
-    if spec is None:
-        raise BadInput(f"task.reward: no module {top} here; run this where {top}.py is, or set PYTHONPATH")
-    locations = spec.submodule_search_locations
-    path = Path(next(iter(locations)) if locations else str(spec.origin)).absolute()
-    if any(path.is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")):
-        return None
-    file = path.joinpath(*inner)
-    if inner and not (file.is_dir() or file.with_suffix(".py").is_file()):
-        raise BadInput(f"task.reward: no module {module}: {file.with_suffix('.py')} does not exist")
-    return path
+        if path.name in ("", JOB):
+            raise BadInput(f"--code {path}: has no name of its own, or {JOB}, which is taken; give another one")
+        try:
+            if path.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+                shutil.copytree(path, target, ignore=ignored, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+            elif path.is_file():
+                shutil.copyfile(path, target)
+            else:
+                raise BadInput(f"--code {path}: no such file or directory")
+        except (OSError, ValueError) as error:  # of copytree: all that could not be copied; ValueError: a NUL
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(f"--code {path}: cannot be copied: {str(error)[:400]}") from None

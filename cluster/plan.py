@@ -15,6 +15,7 @@ from cluster.capacity import lacks, nodes_of
 from cluster.memory import Share, estimate, host_bytes
 from cluster.remarks import objective_remarks
 from cluster.spec import Spec
+from cluster.user_code import check_reward
 from trainer.spec import EvaluateStage, TaskSpec
 from trainer.stages import MergeStage, ParallelStage, PretrainStage, RLStage, SftStage, Stage
 
@@ -187,9 +188,9 @@ def _count_prompts(spec: Spec, model_dir: Path | None) -> tuple[dict[str, dict[s
     """
     from trainer.solutions import count_solutions
     from trainer.tasks import family_of
-    from trainer.verifiers import Grader
 
-    Grader(spec.task)  # imports the user's reward function
+    if spec.task.reward is not None:
+        check_reward(spec.task.reward)
     task = spec.task.model_copy(deep=True)
     unchecked = {"train": Counter[str](), "heldout": Counter[str]()}
     for source in task.sources:

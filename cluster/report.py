@@ -6,19 +6,23 @@ What a run wrote is escaped and without its secrets; what cannot be drawn is sai
 
 import fcntl
 import json
+import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, UndefinedError
+from jinja2 import Environment, FileSystemLoader
 
-from cluster.checkpoint import RunDirectory, write_atomically
+from cluster.checkpoint import RunDirectory
+from cluster.lines import as_written, write_atomically
 from cluster.redact import redacted
 from cluster.report_sections import budget_section, learning_section, speculation_section
 from cluster.report_tables import clock, count, evaluation_table, family_table, percent, stage_table, trouble_table
 from cluster.summary import without_counts
+from cluster.yaml_text import read_yaml
 from trainer.types import BadInput
 
 TEMPLATE = "report.html.jinja"
@@ -48,17 +52,12 @@ def write_report(run_dir: Path, out: Path | None = None) -> dict[str, Any]:
     """
     run = RunDirectory(run_dir)
     path = out or run.path / "report.html"
-    try:
-        facts = figures(run)
-        page = render(facts)
-    except (UndefinedError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise BadInput(
-            f"{run.path}: spec, summary or journal is not as tailrace writes it: {type(error).__name__}: {error}"
-        ) from error
+    with as_written(run.path):
+        page = render(facts := figures(run))
     try:
         write_atomically(path, page)
-    except OSError as error:
-        raise BadInput(f"--out {path}: cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: no name, a NUL
+        raise BadInput(f"--out {path}: cannot be written: {error}") from None
     return {"path": str(path), **{key: facts[key] for key in SHOWN}, "trouble": facts["trouble"]["counts"]}
 
 
@@ -82,10 +81,11 @@ def render(facts: dict[str, Any]) -> str:
 
 def figures(run: RunDirectory) -> dict[str, Any]:
     """All that the page shows, without secrets. Raises BadInput for a directory that is no run."""
-    absent = f"{run.path}: not a run directory, it has no spec.yaml"
-    spec = redacted(_mapping(run.path / "spec.yaml", yaml.safe_load, absent))
+    if not os.path.isfile(run.path / "spec.yaml"):
+        raise BadInput(f"{run.path}: not a run directory, it has no spec.yaml")
+    spec = redacted(_mapping(run.path / "spec.yaml", read_yaml))
     summary_path = run.path / "summary.json"
-    summary = redacted(_mapping(summary_path, json.loads, "")) if summary_path.is_file() else {}
+    summary = redacted(_mapping(summary_path, _read_json)) if summary_path.is_file() else {}
     events, torn_events = _lines(run.path / "journal.jsonl", "event")
     rows, torn_rows = _lines(run.path / "metrics.jsonl", "epoch")
     evaluations = redacted(_evaluations(events))
@@ -121,16 +121,18 @@ def figures(run: RunDirectory) -> dict[str, Any]:
     return known | tables | {"sections": [section for section in sections if section]}
 
 
-def _mapping(path: Path, parse: Any, absent: str) -> dict[str, Any]:
-    try:
-        data = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(absent) from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+def _mapping(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+    data = read(path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: must hold a mapping, not {type(data).__name__}")
     return data
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _lines(path: Path, key: str) -> tuple[list[dict[str, Any]], int]:

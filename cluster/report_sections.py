@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from allocator.journal import replay
-from allocator.ledger import AllocationError
 from cluster import report_figures as figures
 from cluster.allocation_plot import by_family
+from cluster.lines import DAMAGE
 from cluster.redact import text
 from cluster.speculation_plot import (
     accept_length,
@@ -21,8 +21,6 @@ from cluster.speculation_plot import (
 )
 
 Section = dict[str, Any]
-DrawError = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What a line that another version wrote, or that somebody edited, makes of a drawing."""
 
 
 def section(name: str, title: str) -> Section:
@@ -56,7 +54,7 @@ def learning_section(rows: list[dict], evaluations: list[dict]) -> Section | Non
                 made, f"Reward and held-out accuracy against {unit}", said,
                 partial(figures.learning, spent=spent, reward=reward, heldout=points, unit=unit),
             )  # fmt: skip
-    except DrawError as error:
+    except DAMAGE as error:
         made["missing"] = f"metrics.jsonl cannot be drawn: {text(f'{type(error).__name__}: {error}')}"
     return made
 
@@ -72,7 +70,7 @@ def budget_section(events: list[dict]) -> Section | None:
         for allocator, _ in replay(events):
             shares.append(allocator.metrics()[f"spent_{allocator.spec.currency}"] / allocator.spec.budget)
             first = allocator.posterior_mean.copy() if first is None else first
-    except (AllocationError, *DrawError) as error:
+    except DAMAGE as error:
         made["missing"] = f"the journal cannot be replayed from here on: {text(f'{type(error).__name__}: {error}')}"
     if allocator is None or first is None:
         return made
@@ -124,6 +122,6 @@ def speculation_section(rows: list[dict]) -> Section | None:
             ("Acceptance length by response tokens so far, last 10 epochs", last, accept_length_by_response),
         ):
             add_figure(made, caption, words, partial(draw, rows=drafted))
-    except DrawError as error:
+    except DAMAGE as error:
         made["missing"] = f"metrics.jsonl cannot be drawn: {text(f'{type(error).__name__}: {error}')}"
     return made

@@ -15,6 +15,7 @@ from actors.spec import RolloutSpec
 from allocator.spec import AllocatorSpec
 from cluster.sections import ClusterSpec, LimitsSpec, RunSpec
 from cluster.spec_errors import explain
+from cluster.yaml_text import parse_yaml, read_yaml
 from drafter.spec import DrafterSpec
 from trainer.spec import EvaluationSpec, LearnerSpec, ModelSpec, Section, TaskSpec
 from trainer.stages import Budgeted, Stage, check_mixtures, check_recipe
@@ -179,14 +180,7 @@ class Spec(Section):
 def load_spec(path: str | Path, overrides: list[str] | None = None) -> Spec:
     """Read, override and validate a spec file. Raises BadInput naming the file and field."""
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise BadInput(f"{path}: the top level must be a mapping of sections, not {type(data).__name__}")
     for override in overrides or []:
@@ -221,10 +215,7 @@ def _apply_override(data: dict, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise BadInput(f"--set {override}: expected path=value, for example --set run.seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise BadInput(f"--set {override}: {text!r} is not a YAML value") from None
+    value = parse_yaml(text, f"--set {key[:200]}")
     *parents, last = key.split(".")
     node: Any = data
     for part in parents:

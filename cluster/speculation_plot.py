@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cluster.checkpoint import RunDirectory
+from cluster.lines import as_written
 from trainer.types import BadInput
 
 IDLE, HARVESTED, LINE = "#dee2e6", "#0b7285", "#0b7285"
@@ -16,11 +17,16 @@ TIMELINE_S = 120.0
 def plot(run: RunDirectory, path: Path) -> dict[str, Any]:
     """Write an SVG, PNG or PDF to `path`; gives the run's figures in plain numbers.
 
-    Raises BadInput for a run without an epoch.
+    Raises BadInput for a run without an epoch, or with damaged ones.
     """
     rows = [row for row in run.metrics() if "bubbles" in row]
     if not rows:
         raise BadInput(f"{run.path}: metrics.jsonl has no epoch with figures of bubbles")
+    with as_written(run.path / "metrics.jsonl"):
+        return _plotted(rows, path)
+
+
+def _plotted(rows: list[dict[str, Any]], path: Path) -> dict[str, Any]:
     _draw(path, rows)
     bubbles = {key: sum(row["bubbles"][key] for row in rows) for key in ("idle_s", "harvested_s", "critical_s")}
     late = [s for row in rows for s in row["bubbles"]["give_back_s"]]

@@ -5,7 +5,6 @@ in which a crash would have left it: rollouts, journal, the checkpoint's files, 
 checkpoint does not exist. So a copy that breaks off is as good as the one before it, and `resume` can go on from it.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,12 +14,16 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from cluster.checkpoint import MANIFEST, RunDirectory
+from cluster import redact
+from cluster.checkpoint import RunDirectory
 from cluster.errors import RunFailed
+from cluster.manifest import MANIFEST, Damaged, read_manifest
 from trainer.types import BadInput
 
 SNAPSHOT = ".snapshot"
 CHUNK_BYTES = 16 * 2**20
+SNAPSHOTS = 5
+"""Tries before a checkpoint that is not whole is taken to be damaged."""
 
 
 class Mirror:
@@ -60,7 +63,10 @@ class Mirror:
             beside = self.run.path.with_name(f".{self.run.path.name}.pulled")
             shutil.rmtree(beside, ignore_errors=True)
             for path in self._fs.find(self._root):
-                target = beside / PurePosixPath(path).relative_to(self._root)
+                name = PurePosixPath(path).relative_to(self._root)
+                if ".." in name.parts:  # keys of a store are any text
+                    raise BadInput(f"--storage {self.uri}: holds {name}, which leads out of the run directory")
+                target = beside / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(path, str(target))
             with self.run.claimed():
@@ -71,8 +77,8 @@ class Mirror:
     def push(self) -> None:
         """Copy the run as it is now. Raises RunFailed when the store refuses; the copy before stays good."""
         snapshot = self.run.path / SNAPSHOT
-        take_snapshot(self.run, snapshot)
         try:
+            take_snapshot(self.run, snapshot)
             files = {str(path.relative_to(snapshot)): path for path in snapshot.rglob("*") if path.is_file()}
             with self._answers():
                 for name in sorted(files, key=_rank):
@@ -81,7 +87,7 @@ class Mirror:
                     if str(PurePosixPath(path).relative_to(self._root)) not in files:
                         self._fs.rm_file(path)
         finally:
-            shutil.rmtree(snapshot)
+            shutil.rmtree(snapshot, ignore_errors=True)
 
     def _upload(self, name: str, path: Path) -> None:
         mark = path.stat().st_size, path.stat().st_mtime_ns
@@ -106,7 +112,7 @@ class Mirror:
 def check_uri(uri: str) -> None:
     """Raises BadInput where the address would carry a secret into logs, or means another place on every node."""
     parts = urlsplit(uri)
-    if "@" in parts.netloc:
+    if "@" in parts.netloc or redact.text(uri) != uri:
         raise BadInput("--storage: no credentials in the address; the store's own variables and files hold them")
     if not parts.scheme and not uri.startswith("/"):
         raise BadInput(f"--storage {uri}: give s3://, gs:// or another address with ://, or an absolute path")
@@ -119,7 +125,16 @@ def newest_local(run: RunDirectory) -> str | None:
 
 def take_snapshot(run: RunDirectory, into: Path) -> None:
     """Hold the run as a crash at this moment would leave it, by hard links: the driver may go on, and delete, while
-    they are uploaded. What is appended to is copied, after the rollouts, so that every rollout's decision is in it."""
+    they are uploaded. Raises RunFailed when the newest checkpoint lacks files of its own."""
+    for _ in range(SNAPSHOTS):  # two newer checkpoints may be written meanwhile
+        if _held(run, into):
+            return
+    raise RunFailed(f"{run.checkpoints}: the newest checkpoint is not whole")
+
+
+def _held(run: RunDirectory, into: Path) -> bool:
+    """Whether the snapshot is whole. What is appended to is copied, after the rollouts, so that every rollout's
+    decision is in it."""
     shutil.rmtree(into, ignore_errors=True)
     newest = newest_local(run)
     kept = [run.checkpoints / newest] if newest else []
@@ -131,8 +146,7 @@ def take_snapshot(run: RunDirectory, into: Path) -> None:
     for path in (*run.path.glob("[!.]*.*"), *run.logs.glob("*")):
         if path.is_file():
             _hold(path, into / path.relative_to(run.path), shutil.copy2)
-    if newest and not _is_whole(into / "checkpoints" / newest):
-        take_snapshot(run, into)  # two newer checkpoints were written meanwhile
+    return newest is None or _is_whole(into / "checkpoints" / newest)
 
 
 def _hold(path: Path, target: Path, copy: Callable[[Path, Path], object]) -> None:
@@ -144,8 +158,10 @@ def _hold(path: Path, target: Path, copy: Callable[[Path, Path], object]) -> Non
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    manifest = checkpoint / MANIFEST
-    return manifest.is_file() and all((checkpoint / f).is_file() for f in json.loads(manifest.read_text())["files"])
+    try:
+        return all((checkpoint / name).is_file() for name in read_manifest(checkpoint)["files"])
+    except Damaged:
+        return False
 
 
 def _rank(name: str) -> tuple[int, str]:

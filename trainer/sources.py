@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ class JsonlReader:
         return new
 
     def _read(self, path: str) -> Iterator[Problem]:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device would be read for ever
+            raise BadInput(f"{path}: cannot be read: not a regular file")
         try:
             lines = Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
         except OSError as error:
@@ -222,9 +225,10 @@ class JsonlReader:
                 raise BadInput(f"{place}: answer_pattern does not match {answer[-80:]!r}")
             answer = found.strip()
         if self.source.verifier == "numeric" and as_number(answer) is None:
-            raise BadInput(f"{place}: answer {answer!r} is not a number, as verifier `numeric` needs")
+            raise BadInput(f"{place}: answer {_short(repr(answer))} is not a number, as verifier `numeric` needs")
         if self.source.verifier == "math" and not parse_math(answer):
-            raise BadInput(f"{place}: math-verify cannot read the answer {answer!r}; verifier `exact` compares text")
+            told = _short(repr(answer))
+            raise BadInput(f"{place}: math-verify cannot read the answer {told}; verifier `exact` compares text")
         return Problem(question, answer, solutions=solutions)
 
     def _solutions(self, record: dict, place: str) -> tuple[str, ...]:
@@ -232,18 +236,23 @@ class JsonlReader:
         value = record.get(field)
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not texts or not all(map(_is_text, texts)):
-            raise BadInput(f"{place}: {field!r} must be a text or a list of texts, not {value!r}")
+            raise BadInput(f"{place}: {field!r} must be a text or a list of texts, not {_short(repr(value))}")
         return tuple(text.strip() for text in texts)
 
     def _text(self, record: dict, field: str, place: str) -> str:
         if field not in record:
-            raise BadInput(f"{place}: no field {field!r}; it has {', '.join(sorted(record)) or 'none'}")
+            raise BadInput(f"{place}: no field {field!r}; it has {_short(', '.join(sorted(record))) or 'none'}")
         value = record[field]
         if field == self.source.answer_field and _is_number(value):
             return str(value)
         if not _is_text(value):
-            raise BadInput(f"{place}: {field!r} must be a text, not {value!r}")
+            raise BadInput(f"{place}: {field!r} must be a text, not {_short(repr(value))}")
         return value.strip() if field == self.source.answer_field else value
+
+
+def _short(text: str) -> str:
+    """For messages: files of strangers have fields of any length."""
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _is_text(value: Any) -> bool:

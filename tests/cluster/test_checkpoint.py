@@ -124,6 +124,7 @@ def test_a_torn_last_line_is_dropped_and_mended_wherever_it_was_cut(tmp_path_fac
     run.create()
     path = run.path / "metrics.jsonl"
     path.unlink(missing_ok=True)
+    records = [{**record, "epoch": epoch} for epoch, record in enumerate(records)]
     for record in records:
         append_line(path, record)
     whole = path.read_bytes()

@@ -207,7 +207,7 @@ def test_faults_of_a_file(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
-        ("task", {"reward": "no_such_module:reward"}, "task.reward: cannot import no_such_module"),
+        ("task", {"reward": "no_such_module:reward"}, "task.reward: no module no_such_module here"),
         ("task", {"template": None}, "task.template: the model's tokenizer has no chat template"),
         ("model", {"source": "./nowhere"}, "model.source: ./nowhere: no such directory"),
     ],

@@ -157,7 +157,7 @@ def test_set_reaches_sections_lists_and_sections_not_written(tmp_path):
         ("recipe.²=1", "'²' is not an index into a list of 3"),
         ("recipe.first.steps=1", "'first' is not an index into a list of 3"),
         ("run.seed.low=1", "seed is a value, it has no fields"),
-        ("run.seed=[1", "'[1' is not a YAML value"),
+        ("run.seed=[1", "--set run.seed: not valid YAML"),
         ("run.speed=1", "run.speed: unknown key; did you mean seed?"),
     ],
 )

@@ -129,7 +129,13 @@ def test_a_snapshot_is_whole_although_the_run_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bad", "named"), [("s3://key:secret@bucket/x", "credentials"), ("runs/x", "absolute"), ("nope://x/y", "nope")]
+    ("bad", "named"),
+    [
+        ("s3://key:secret@bucket/x", "credentials"),
+        ("abfs://x/y?sig=secret", "credentials"),
+        ("runs/x", "absolute"),
+        ("nope://x/y", "nope"),
+    ],
 )
 def test_addresses_that_cannot_be_used_are_refused_and_secrets_not_repeated(bad, named, tmp_path):
     with pytest.raises(BadInput, match=named) as refusal:
@@ -147,4 +153,28 @@ def test_a_store_that_refuses_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "_open", refuse)
     with pytest.raises(RunFailed, match="memory://refusing: PermissionError: read only"):
         mirror.push()
+    assert not (run.path / ".snapshot").exists()
+
+
+def test_a_store_cannot_write_outside_the_run(tmp_path):
+    run = a_run(tmp_path / "a")
+    checkpoint(run, 1)
+    uri = f"memory://{tmp_path.name}/out"
+    Mirror(uri, run.path).push()
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/out/x/../../../evil", b"evil")
+    with pytest.raises(BadInput, match=r"holds x/../../../evil, which leads out of the run directory"):
+        Mirror(uri, tmp_path / "there").pull()
+    assert not (tmp_path / "there").exists()
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("damage", ["file", "manifest"])
+def test_a_damaged_checkpoint_is_not_waited_for(tmp_path, damage):
+    """It lacks a file for good, not for the moment in which two newer ones are written."""
+    run = a_run(tmp_path / "a")
+    checkpoint(run, 1)
+    path = run.checkpoints / "00000001"
+    (path / "w").unlink() if damage == "file" else (path / "manifest.json").write_text("{}")
+    with pytest.raises(RunFailed, match="the newest checkpoint is not whole"):
+        Mirror(f"file://{tmp_path}/store", run.path).push()
     assert not (run.path / ".snapshot").exists()

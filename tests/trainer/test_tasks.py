@@ -198,7 +198,7 @@ def test_an_answer_pattern_must_be_a_regular_expression_that_matches(jsonl):
 
 def test_missing_empty_and_short_files_are_refused(jsonl, tmp_path):
     refused({"kind": "jsonl", "path": str(tmp_path / "none.jsonl")}, match=r"none\.jsonl: cannot be read: No such file")
-    refused({"kind": "jsonl", "path": str(tmp_path)}, match="cannot be read: Is a directory")
+    refused({"kind": "jsonl", "path": str(tmp_path)}, match="cannot be read: not a regular file")
     refused(jsonl(), match=r"problems\.jsonl: is empty")
     one = jsonl({"question": "a", "answer": "1"}, {"question": "a", "answer": "1"})
     refused({**one, "train_prompts": 2}, match=r"task\.sources\.0\.train_prompts: .* 1 distinct .*fewer than 2")
