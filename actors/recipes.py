@@ -51,7 +51,7 @@ class RecipeSteps(LearningSteps):
             new = self._step(language_samples(examples), rate, self._language_loss)
             if new is None:
                 dropped.append(step)
-            figures = new or figures
+            figures = new.figures if new else figures
             tokens, done = tokens + sum(len(ids) for ids, _ in examples), done + 1
             if tokens >= until_tokens:
                 break
@@ -151,8 +151,8 @@ class RecipeSteps(LearningSteps):
 
     def _sft_step(self, batch: list[Any], rate: float) -> float | None:
         """The loss; None if the step was dropped."""
-        figures = self._step(batch, rate, self._language_loss)
-        return figures["loss"] if figures else None
+        step = self._step(batch, rate, self._language_loss)
+        return step.figures["loss"] if step else None
 
     def _extra_backward(self) -> None:
         """Adds the gradient of the samples that `sum_losses` has put beside the step; nothing without any."""

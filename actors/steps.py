@@ -5,6 +5,7 @@ the whole.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,17 @@ import numpy as np
 from actors.features import FeatureTap
 from actors.learner_config import LearnerConfig
 from trainer.types import Group, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An optimizer step that was made, over the whole batch."""
+
+    figures: dict[str, float]
+    """`loss`, `grad_norm` and `entropy`."""
+    drift: np.ndarray
+    """Sums of trainer.off_policy.drift over its tokens; zeros where none were sampled by an engine."""
+    gap_max: float
 
 
 class LearningSteps:
@@ -45,8 +57,8 @@ class LearningSteps:
         # The weights of tokens correct for the engine; the ratio is then to the learner's own policy as it was.
         decoupled = not spec.on_policy and objective.mismatch != "none" and objective.ratio != "none"
         old = self._scored(self._engine, groups, prompts) if decoupled else None
-        figures: dict[str, float] = {}
-        updates = dropped = 0
+        made: list[Step] = []
+        dropped = 0
         newest = max((group.epoch for group in groups), default=0)
         for number in range(spec.passes):
             for part in minibatches(groups, spec.minibatches, seed=[self._config.seed, newest, number]):
@@ -60,15 +72,16 @@ class LearningSteps:
                     continue
                 if self._tap and not number:
                     self._tap.begin(newest, spec.minibatches)
-                new = self._step(batch, learning_rate, self._policy_loss, tapped=not number)
-                if new is None:
+                step = self._step(batch, learning_rate, self._policy_loss, tapped=not number)
+                if step is None:
                     dropped += 1
-                    continue
-                # Only before the first step is the learner's policy the one that sampled.
-                figures = figures or new
-                updates += 1
-        spent = {"features_s": self._tap.seconds} if self._tap and updates else {}
-        return {**figures, **spent, "updates": updates, "dropped": dropped, "learning_rate": learning_rate}
+                else:
+                    made.append(step)
+        spent = {"features_s": self._tap.seconds} if self._tap and made else {}
+        return {
+            **(_figures(made) if made else {}), **spent,
+            "updates": len(made), "dropped": dropped, "learning_rate": learning_rate,
+        }  # fmt: skip
 
     def language_loss(self) -> dict[str, list[float]]:
         """This rank's share of the next-token loss of the held-out worked answers: nats and tokens by family."""
@@ -129,51 +142,46 @@ class LearningSteps:
 
     def _policy_loss(self, micro: Any) -> tuple[Any, Any, Any]:
         from trainer.objectives import batch_losses
+        from trainer.off_policy import drift
 
         spec = self._config.spec
         logprobs, entropy = self._engine(micro.token_ids, micro.targets)
         losses = batch_losses(spec.objective, spec.on_policy, logprobs, entropy, micro)
-        return losses, (logprobs.detach() - micro.logprobs).abs(), entropy
+        return losses, entropy, drift(spec.objective, spec.on_policy, logprobs, micro)
 
-    def _language_loss(self, micro: Any) -> tuple[Any, Any, Any]:
-        import torch
-
+    def _language_loss(self, micro: Any) -> tuple[Any, Any, None]:
         logprobs, entropy = self._engine(micro.token_ids, micro.targets, 1.0)
-        return -logprobs, torch.zeros_like(entropy), entropy
+        return -logprobs, entropy, None
 
-    def _step(
-        self, batch: Sequence[Any], learning_rate: float, loss_of: Any, tapped: bool = False
-    ) -> dict[str, float] | None:
+    def _step(self, batch: Sequence[Any], learning_rate: float, loss_of: Any, tapped: bool = False) -> Step | None:
         """Forward and backward over this rank's micro-batches, then one optimizer step; None if it was dropped."""
         import torch
 
-        totals = torch.zeros(5, dtype=torch.float64)
+        from trainer.off_policy import COLUMNS, GAP
+
+        totals = torch.zeros(3 + len(COLUMNS) + 1, dtype=torch.float64)
         for rows, micro in self._micro_batches(batch, tapped):
-            losses, gaps, entropy = loss_of(micro)
+            losses, entropy, drift = loss_of(micro)
             if self._tap and tapped:
                 self._tap.keep(rows, batch)
             loss = self._backward((losses * micro.weights).sum())
             real = micro.weights > 0
             totals[0] += loss.item()
-            totals[1] += gaps[real].sum().item()
-            totals[2] += entropy[real].sum().item()
-            totals[3] += int(real.sum())
-            totals[4] = max(totals[4].item(), gaps[real].max().item() if real.any() else 0.0)
+            totals[1] += entropy[real].sum().item()
+            totals[2] += int(real.sum())
+            if drift is not None and real.any():
+                totals[3:-1] += drift[:, real].sum(1).cpu()
+                totals[-1] = max(totals[-1].item(), drift[GAP, real].max().item())
         self._extra_backward()
-        loss_sum, gap_sum, entropy_sum, tokens, gap_max = self._over_ranks(totals)
+        loss_sum, entropy_sum, tokens, *drifted, gap_max = self._over_ranks(totals)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
         if not np.isfinite([loss_sum, grad_norm]).all():
             return None
-        return {
-            "loss": loss_sum,
-            "grad_norm": grad_norm,
-            "logprob_gap_mean": gap_sum / max(tokens, 1),
-            "logprob_gap_max": gap_max,
-            "entropy": entropy_sum / max(tokens, 1),
-        }
+        figures = {"loss": loss_sum, "grad_norm": grad_norm, "entropy": entropy_sum / max(tokens, 1)}
+        return Step(figures, np.array(drifted), gap_max)
 
     def _backward(self, loss: Any) -> Any:
         """Add a micro-batch's gradient to those of the step; gives the loss without its graph."""
@@ -191,9 +199,21 @@ class LearningSteps:
         if self._ranks > 1:
             import torch.distributed as dist
 
-            every = [totals.new_zeros(5) for _ in range(self._ranks)]
+            every = [totals.new_zeros(len(totals)) for _ in range(self._ranks)]
             dist.all_gather(every, totals) if self._config.device == "cpu" else dist.all_gather_object(every, totals)
-            last = max(t[4] for t in every)
+            last = max(t[-1] for t in every)
             totals = sum(every)
-            totals[4] = last
+            totals[-1] = last
         return totals.tolist()
+
+
+def _figures(made: Sequence[Step]) -> dict[str, float]:
+    """Of an update: what its first step found, and how far from the rollouts all of its steps were.
+
+    Only before the first step has the learner's policy not moved since the update began.
+    """
+    from trainer.off_policy import GAP, shares
+
+    first = made[0]
+    gap = {"logprob_gap_mean": first.drift[GAP] / max(first.drift[0], 1), "logprob_gap_max": first.gap_max}
+    return {**first.figures, **gap, **shares(np.sum([step.drift for step in made], 0))}
