@@ -1,6 +1,6 @@
 """What stages other than plain RL ask of a learner rank: supervised steps, weights to start from, parallel averaging.
 
-Every method is called on all ranks together, as those of `LearnerRank`, which inherits them.
+Every method is called on all ranks together.
 """
 
 from collections.abc import Sequence
@@ -8,27 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from actors.masters import copies, masters, put_masters, reset_adam, swap_adam
+from actors.steps import LearningSteps
 from trainer.spec import TaskSpec
 from trainer.stages import ParallelStage, PretrainStage, Solutions, Supervised
-from trainer.types import Group, Prompt
+from trainer.types import Group
 
 
-class RecipeSteps:
-    """Part of `LearnerRank`."""
+class RecipeSteps(LearningSteps):
+    """Part of `LearnerRank`, which sets what it has not."""
 
-    _config: Any
-    _engine: Any
-    _tokenizer: Any
-    _step: Any
-    _micro_batches: Any
-    _language_loss: Any
-    _backward: Any
-    _gathered: Any
-    update: Any
-    _rank: int
-    _ranks: int
     _task: TaskSpec
-    _pools: dict[str, list[Prompt]]
+    _gathered: Any
 
     def __init__(self) -> None:
         self._examples: dict[str, Any] = {}  # what supervised batches come from
@@ -61,7 +51,7 @@ class RecipeSteps:
             new = self._step(language_samples(examples), rate, self._language_loss)
             if new is None:
                 dropped.append(step)
-            figures = new or figures
+            figures = new.figures if new else figures
             tokens, done = tokens + sum(len(ids) for ids, _ in examples), done + 1
             if tokens >= until_tokens:
                 break
@@ -161,8 +151,8 @@ class RecipeSteps:
 
     def _sft_step(self, batch: list[Any], rate: float) -> float | None:
         """The loss; None if the step was dropped."""
-        figures = self._step(batch, rate, self._language_loss)
-        return figures["loss"] if figures else None
+        step = self._step(batch, rate, self._language_loss)
+        return step.figures["loss"] if step else None
 
     def _extra_backward(self) -> None:
         """Adds the gradient of the samples that `sum_losses` has put beside the step; nothing without any."""

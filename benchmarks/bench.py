@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors.learner import LearnerRank
+from actors.learner_config import LearnerConfig
 from benchmarks.overhead import cpu_name
 from cluster.checkpoint import RunDirectory, write_atomically
 from cluster.display import Display
@@ -96,10 +98,11 @@ class Bench:
         self._learner("reset_optimizer")
         workers = list(self._actors.workers.values())
         self._learner("publish", workers, 0, TIMEOUT_S)
-        calls = [w.__ray_call__.remote(_reseed, spec.run.seed) for w in workers]
-        calls += [rank.__ray_call__.remote(_respec, spec.learner) for rank in self._actors.ranks]
-        wait(calls, TIMEOUT_S, "workers and ranks to take the run's seed and spec")
         self._cluster._spec = spec
+        calls = [w.__ray_call__.remote(_reseed, spec.run.seed) for w in workers]
+        config = self._cluster._learner_config()
+        calls += [rank.__ray_call__.remote(_reconfigure, config) for rank in self._actors.ranks]
+        wait(calls, TIMEOUT_S, "workers and ranks to take the run's seeds and spec")
         if self._actors.allocator is not None:
             ray.kill(self._actors.allocator)
         self._actors = replace(self._actors, allocator=self._cluster._start_allocator(self._pools.train))
@@ -114,9 +117,9 @@ def _reseed(worker: Any, seed: int) -> None:
     worker._handover._run_seed = seed
 
 
-def _respec(rank: Any, learner: Any) -> None:
-    """Inside a learner rank; its batches of examples depend on the run's seed."""
-    rank._config = replace(rank._config, spec=learner)
+def _reconfigure(rank: LearnerRank, config: LearnerConfig) -> None:
+    """Inside a learner rank; minibatches are drawn by the seed in its config, batches of examples by the run's."""
+    rank._config = config
     rank._examples.clear()
 
 

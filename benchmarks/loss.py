@@ -2,11 +2,11 @@
 
     python benchmarks/loss.py
 
-From the last hidden states to gradients of hidden states and output head, which is where logits are. One thread,
-processor time, presets and cross-entropy in turn. The forward pass of a reference policy, which presets with a
-divergence need beside it, is not in it. The second part is a vocabulary of 150,000 and 8,192 tokens, in a process of
-its own, by the peak of its resident memory; `cross-entropy` as an argument does the same for torch's. Writes
-results/loss.json.
+From the last hidden states to gradients of hidden states and output head, which is where logits are, with the figures
+of how far off-policy the batch was. One thread, processor time, presets and cross-entropy in turn. The forward pass of
+a reference policy, which presets with a divergence need beside it, is not in it. The second part is a vocabulary of
+150,000 and 8,192 tokens, in a process of its own, by the peak of its resident memory; `cross-entropy` as an argument
+does the same for torch's. Writes results/loss.json.
 """
 
 import json
@@ -30,6 +30,7 @@ from benchmarks.overhead import cpu_name
 from trainer.batches import MicroBatch
 from trainer.objective import PRESETS, ObjectiveSpec
 from trainer.objectives import batch_losses
+from trainer.off_policy import drift
 from trainer.policy import CHUNK_LOGITS, KEPT_LOGITS, OutputHead
 
 TOKENS, WIDTH, VOCABULARY = 512, 576, 49_152
@@ -90,7 +91,9 @@ class Batch:
 
     def preset(self, name: str) -> None:
         logprobs, entropy = self.head(self.hidden, self.tokens, 1.0)
-        losses = batch_losses(ObjectiveSpec(name=name), False, logprobs, entropy, self.micro)  # type: ignore[arg-type]
+        objective = ObjectiveSpec(name=name)  # type: ignore[arg-type]
+        losses = batch_losses(objective, False, logprobs, entropy, self.micro)
+        drift(objective, False, logprobs, self.micro).sum(1)
         (losses * self.micro.weights).sum().backward()
 
 

@@ -65,6 +65,30 @@ METRICS = (
         "logprob_gap_mean",
     ),
     Metric("tailrace_logprob_gap_max_nats", Gauge, "Largest such difference of the epoch.", "logprob_gap_max"),
+    Metric(
+        "tailrace_mismatch_kl_nats",
+        Gauge,
+        "Divergence of the policy that learns from the engine's per token (k3), over the update's steps.",
+        "mismatch_kl",
+    ),
+    Metric(
+        "tailrace_effective_sample_ratio",
+        Gauge,
+        "Effective sample size under the weights pi_learner / pi_engine, as a share of the tokens learned from.",
+        "effective_sample_share",
+    ),
+    Metric(
+        "tailrace_ratio_clipped_tokens_ratio",
+        Gauge,
+        "Share of tokens whose gradient the ratio's clip cuts off.",
+        "ratio_clipped_share",
+    ),
+    Metric(
+        "tailrace_mismatch_clipped_tokens_ratio",
+        Gauge,
+        "Share of tokens whose weight TIS truncates or MIS drops.",
+        "mismatch_clipped_share",
+    ),
     Metric("tailrace_weight_version", Gauge, "Version of the learner's weights.", "weight_version"),
     Metric(
         "tailrace_phase_seconds_total",

@@ -53,11 +53,7 @@ def token_losses(
     """
     if objective.ratio == "none":
         return -advantages * logprobs
-    log_ratio = logprobs - old_logprobs
-    if objective.ratio == "gspo":
-        assert rows is not None
-        log_ratio = _response_means(log_ratio, rows)
-    ratio = torch.exp(log_ratio)
+    ratio = policy_ratio(objective, logprobs, old_logprobs, rows)
     clipped = torch.clamp(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
     if objective.ratio == "cispo":
         return -clipped.detach() * advantages * logprobs
@@ -65,6 +61,17 @@ def token_losses(
     if objective.ratio == "dual_clip":
         gain = torch.where(advantages < 0, torch.maximum(gain, objective.dual_clip * advantages), gain)
     return -gain
+
+
+def policy_ratio(
+    objective: ObjectiveSpec, logprobs: torch.Tensor, old_logprobs: torch.Tensor, rows: torch.Tensor | None
+) -> torch.Tensor:
+    """rho of every token [tokens]: its own, or under gspo its response's geometric mean."""
+    log_ratio = logprobs - old_logprobs
+    if objective.ratio == "gspo":
+        assert rows is not None
+        log_ratio = _response_means(log_ratio, rows)
+    return torch.exp(log_ratio)
 
 
 def kl_losses(estimator: str, logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -84,14 +91,21 @@ def mismatch_weights(
     tis: truncated to [mismatch_low, mismatch_high]. mis: zero outside of it (IcePop, arXiv 2510.18855). By token, or by
     the product over the response, which alone is unbiased.
     """
-    log_weight = (learner - engine).detach()
-    if objective.mismatch_level == "sequence":
-        log_weight = _response_sums(log_weight, rows)
-    weight = torch.exp(log_weight)
+    weight = mismatch_ratio(objective, learner, engine, rows)
     low, high = objective.mismatch_low, objective.mismatch_high
     if objective.mismatch == "tis":
         return weight.clamp(low, high)
     return torch.where((weight >= low) & (weight <= high), weight, torch.zeros_like(weight))
+
+
+def mismatch_ratio(
+    objective: ObjectiveSpec, learner: torch.Tensor, engine: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """pi_learner / pi_engine of every token [tokens] without gradient: its own, or the product over its response."""
+    log_weight = (learner - engine).detach()
+    if objective.mismatch_level == "sequence":
+        log_weight = _response_sums(log_weight, rows)
+    return torch.exp(log_weight)
 
 
 def _response_sums(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -144,6 +144,10 @@ def test_one_rank_learns(course, model_dir):
     assert LEARNING_RATE < moved < 13 * LEARNING_RATE
     # Two passes of two minibatches; one of singletons and equal rewards alone makes no step.
     assert all(2 <= figures["updates"] <= 4 and figures["grad_norm"] > 0.01 for (figures,) in found.figures)
+    # The engine's log-probabilities are made up.
+    assert all(
+        figures["mismatch_kl"] > 0.01 and 0 < figures["effective_sample_share"] < 0.99 for (figures,) in found.figures
+    )
 
 
 @pytest.mark.parametrize(("ranks", "zero_stage"), SETTINGS[1:])

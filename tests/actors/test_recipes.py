@@ -109,6 +109,71 @@ def test_an_average_moves_the_mean_of_both_moves_from_the_same_weights(ranks):
     assert_close(both, {name: (rl[name] + sft[name]) / 2 for name in rl})
 
 
+class PlainTorch:
+    """Parallel averaging by torch alone: whole batches, losses written out, an AdamW for each, nothing sharded."""
+
+    def __init__(self, model_dir: Path) -> None:
+        import torch
+
+        from trainer.models import load_policy, load_tokenizer
+        from trainer.solutions import References
+
+        self.model = load_policy(model_dir, "float32")
+        self.references = References(PROMPTS, load_tokenizer(model_dir), "one", TINY.context_tokens, 0)
+        self.adams = [torch.optim.AdamW(self.model.parameters(), lr=RATE, weight_decay=0.0) for _ in range(2)]
+
+    def update(self, groups: list, step: int) -> None:
+        import torch
+
+        parameters = list(self.model.parameters())
+        start = [p.detach().clone() for p in parameters]
+        gradients = [torch.autograd.grad(loss, parameters) for loss in (self.rl_loss(groups), self.sft_loss(step))]
+        ends = []
+        for adam, of_loss in zip(self.adams, gradients, strict=True):
+            for p, value, gradient in zip(parameters, start, of_loss, strict=True):
+                p.data.copy_(value)
+                p.grad = gradient
+            adam.step()
+            ends.append([p.detach().clone() for p in parameters])
+        for p, reinforced, taught in zip(parameters, *ends, strict=True):
+            p.data.copy_((reinforced + taught) / 2)
+
+    def logprobs(self, prompt: list[int], response: list[int]) -> Any:
+        import torch
+
+        logits = self.model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        return torch.log_softmax(logits, -1)[range(len(response)), response]
+
+    def rl_loss(self, groups: list) -> Any:
+        """RGRA: siblings' mean off the reward, tokens of a prompt alike, prompts alike."""
+        loss = 0.0
+        for group in groups:
+            for rollout in group if len(group) > 1 else []:
+                siblings = (group.rewards.sum() - rollout.reward) / (len(group) - 1)
+                logprobs = self.logprobs(list(PROMPTS[group.prompt].token_ids), rollout.token_ids.tolist())
+                loss -= (rollout.reward - siblings) * logprobs.sum() / int(group.lengths.sum()) / len(groups)
+        return loss
+
+    def sft_loss(self, step: int) -> Any:
+        import torch
+
+        examples = self.references.batch(step, 3)
+        return -torch.cat([self.logprobs(ids[:start], ids[start:]) for ids, start in examples]).mean()
+
+
+def test_three_averaged_updates_are_those_of_plain_torch_with_two_adams(ranks):
+    """The first step of Adam is the gradient's sign; from the second on moments of either side count."""
+    plain = PlainTorch(ranks.start_dir)
+    for step in range(3):
+        plain.update(batch(step), step)
+        ranks.parallel("average", batch(step), step)
+        ours, theirs = ranks.weights(), dict(plain.model.named_parameters())
+        gaps = np.concatenate([np.abs(ours[name] - theirs[name].detach().numpy()).ravel() for name in ours])
+        # Rounding decides the few whose gradient is as small as Adam's epsilon.
+        assert gaps.max() < RATE / 4
+        assert gaps.mean() < RATE / 1e3
+
+
 def test_the_ways_to_combine_differ_and_a_sum_makes_one_step(ranks):
     found = {
         how: moves(ranks, lambda how=how: ranks.parallel(how, batch(0)))

@@ -33,6 +33,10 @@ ROW = {
     "entropy": 0.75,
     "logprob_gap_mean": 0.001,
     "logprob_gap_max": 0.01,
+    "mismatch_kl": 0.002,
+    "effective_sample_share": 0.9,
+    "ratio_clipped_share": 0.125,
+    "mismatch_clipped_share": 0.0625,
     "spent_tokens": 960.0,
     "sampled_share": 0.25,
     "posterior_mean": 0.4,
@@ -95,6 +99,7 @@ def test_a_row_is_served(metrics):
     assert samples["tailrace_effective_group_ratio"] == 0.5
     assert samples["tailrace_loss"] == -0.5
     assert samples["tailrace_logprob_gap_mean_nats"] == 0.001
+    assert samples["tailrace_effective_sample_ratio"] == 0.9
     assert samples["tailrace_weight_version"] == 5
     assert samples['tailrace_phase_seconds_total{phase="rollout"}'] == 2
     assert samples["tailrace_tokens_per_second"] == 240
