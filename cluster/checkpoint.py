@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import ActorLost, RunFailed
+from cluster.lines import LineFile, append_line, read_lines, writing
 from trainer.stages import OWN_EXPORTS
 from trainer.types import COLUMNS, BadInput, Group
 
@@ -36,6 +37,7 @@ class RunDirectory:
         self.rollouts = self.path / "rollouts"
         self.models = self.path / "models"
         self.logs = self.path / "logs"
+        self._journal: LineFile | None = None  # opened by the first event
 
     def create(self) -> None:
         for directory in (self.checkpoints, self.rollouts, self.models, self.logs):
@@ -54,14 +56,23 @@ class RunDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise BadInput(f"{self.path}: another tailrace process is working on this run") from None
-            yield
+            try:
+                yield
+            finally:
+                self._close_journal()
 
     # Lines.
 
     def journal(self, event: str, **fields: Any) -> None:
         """Append one event. Not flushed to the disk each time: a killed process loses nothing, a killed machine goes
         back to the newest checkpoint, and that flushes."""
-        append_line(self.path / "journal.jsonl", {"event": event, "time_s": round(time.time(), 3), **fields})
+        self._journal = self._journal or LineFile(self.path / "journal.jsonl")
+        self._journal.append({"event": event, "time_s": round(time.time(), 3), **fields})
+
+    def _close_journal(self) -> None:
+        if self._journal:
+            self._journal.close()
+        self._journal = None
 
     def events(self) -> list[dict]:
         return list(read_lines(self.path / "journal.jsonl"))
@@ -85,6 +96,7 @@ class RunDirectory:
 
     def mend_lines(self) -> None:
         """End a line that a kill tore, so that the next one starts afresh."""
+        self._close_journal()  # it may be another file afterwards
         for name in ("journal.jsonl", "metrics.jsonl"):
             path = self.path / name
             if path.is_file() and path.stat().st_size and path.read_bytes()[-1:] != b"\n":
@@ -110,7 +122,7 @@ class RunDirectory:
             columns = {"lengths": np.zeros(0, np.int32)}
         header = [[g.id, g.prompt, g.weight_version, len(g), g.believed] for g in groups]
         beside = path.parent / f".{path.stem}.tmp"
-        with _writing(path):
+        with writing(path):
             save_file(columns, beside, metadata={"groups": json.dumps(header), "extra": json.dumps(extra)})
             _flush(beside)
             os.replace(beside, path)
@@ -148,7 +160,7 @@ class RunDirectory:
     def add_model(self, name: str, write: Callable[[Path], object]) -> None:
         """Write `models/name` through `write(directory)`, atomically. Raises RunFailed if the disk refuses."""
         final, beside = self.models / name, self.models / f".{name}.tmp"
-        with _writing(final):
+        with writing(final):
             shutil.rmtree(beside, ignore_errors=True)
             write(beside)
             for path in beside.rglob("*"):
@@ -212,32 +224,6 @@ class RunDirectory:
 
     def _complete_checkpoints(self) -> list[Path]:
         return sorted(path.parent for path in self.checkpoints.glob("[0-9]*/" + MANIFEST))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """A disk that refuses becomes a RunFailed that names the file."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise RunFailed(f"{path}: cannot be written: {error}") from error
-
-
-def append_line(path: Path, record: dict) -> None:
-    """Raises RunFailed if the disk refuses."""
-    with _writing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_lines(path: Path) -> Iterator[dict]:
-    """Records of a JSONL file; stops at a torn last line."""
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
-            yield json.loads(line)
 
 
 def write_atomically(path: Path, text: str) -> None:
