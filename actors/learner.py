@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from actors.features import FeatureTap
+from actors.figures import LearnerFigures, peak_resident_bytes, resident_bytes, timed
 from actors.learner_config import LearnerConfig, deepspeed_config
 from actors.logs import send_output_to_log
 from actors.recipes import RecipeSteps
@@ -35,6 +36,7 @@ class LearnerRank(RecipeSteps):
         self._nccl: Any = None
         self._tap: FeatureTap | None = None
         self._reference: Any = None
+        self._figures, self._inside = LearnerFigures(), False
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks meet this one: its IP and a free port."""
@@ -89,6 +91,7 @@ class LearnerRank(RecipeSteps):
         reference = load_policy(directory, self._config.dtype).to(self._device).requires_grad_(False)
         self._reference = Policy(reference, self._config.temperature)
 
+    @timed("busy_s", "learning_s")
     def update(self, groups: Sequence[Group], learning_rate: float) -> dict[str, float]:
         """One epoch's optimizer steps on the given groups; figures over the whole batch, equal on every rank.
 
@@ -131,6 +134,7 @@ class LearnerRank(RecipeSteps):
         spent = {"features_s": self._tap.seconds} if self._tap and updates else {}
         return {**figures, **spent, "updates": updates, "dropped": dropped, "learning_rate": learning_rate}
 
+    @timed("busy_s")
     def language_loss(self) -> dict[str, list[float]]:
         """This rank's share of the next-token loss of the held-out worked answers: nats and tokens by family."""
         from trainer.batches import language_samples
@@ -165,6 +169,7 @@ class LearnerRank(RecipeSteps):
 
     # Weights.
 
+    @timed("busy_s")
     def publish(self, workers: Sequence[Any], version: int, timeout_s: float) -> float:
         """Put the weights into service on every engine under `version`; gives the bytes of one copy.
 
@@ -187,6 +192,7 @@ class LearnerRank(RecipeSteps):
             self._nccl.send_weights()
         return float(sum(getattr(p, "ds_numel", p.numel()) * self._dtype.itemsize for _, p in named))
 
+    @timed("busy_s")
     def save(self, directory: str) -> None:
         """Write this rank's part of a checkpoint."""
         self._engine.save_checkpoint(directory, tag="learner", save_latest=False)
@@ -197,6 +203,7 @@ class LearnerRank(RecipeSteps):
         self._engine.load_checkpoint(directory, tag="learner")
         self.load_second_adam(directory)
 
+    @timed("busy_s")
     def export(self, directory: str) -> None:
         """Write the policy in Hugging Face format."""
         model = self._engine.module.model
@@ -208,6 +215,16 @@ class LearnerRank(RecipeSteps):
                     directory, state_dict={k: v.detach().cpu() for k, v in model.state_dict().items()}
                 )
                 self._tokenizer.save_pretrained(directory)
+
+    def take_figures(self) -> LearnerFigures:
+        """What this rank did since this was last asked."""
+        import torch
+
+        taken, self._figures = self._figures, LearnerFigures()
+        taken.resident_bytes = resident_bytes()
+        on_gpu = self._config.device == "cuda"
+        taken.peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
+        return taken
 
     # Inside.
 
@@ -257,6 +274,7 @@ class LearnerRank(RecipeSteps):
             rows = [i for part in mine for i in part]
             self._tap.choose(rows, [lengths[i] for i in rows])
         for part in mine:
+            self._figures.tokens += sum(lengths[i] for i in part)
             yield part, collate([batch[i] for i in part], self._pad_id).to(self._device)
 
     def _policy_loss(self, micro: Any) -> tuple[Any, Any, Any]:

@@ -17,6 +17,7 @@ from cluster.drafter_files import Kept
 from cluster.drafters import Drafters, Running
 from cluster.placement import Actors, wait
 from cluster.spec import Spec
+from cluster.watch import Watch
 from drafter.buffer import FeatureBuffer
 from drafter.control import SpeculationStats
 from drafter.leases import Leases
@@ -36,9 +37,11 @@ class Bubbles:
     """One per run, also of a run that does not speculate: then it only measures the bubbles."""
 
     def __init__(
-        self, spec: Spec, actors: Actors, journal: Callable[..., None], warn: Callable[[str], None] = lambda text: None
-    ) -> None:
+        self, spec: Spec, actors: Actors, journal: Callable[..., None], warn: Callable[[str], None] = lambda text: None,
+        watch: Watch | None = None,
+    ) -> None:  # fmt: skip
         """`warn` tells a person what the journal is told too."""
+        self._watch = watch or Watch(actors)
         self._spec, self._actors, self._journal, self._warn = spec, actors, journal, warn
         self._limit = spec.limits.learn_timeout_s
         self.leases = Leases(list(actors.workers))
@@ -165,11 +168,9 @@ class Bubbles:
     def _speculated(self) -> tuple[SpeculationStats, str | None]:
         """What the engines did since they were last asked, and why one of them has switched speculation off."""
         stats, off = SpeculationStats(), None
-        if self._spec.drafter.method != "none":
-            calls = [worker.speculation.remote() for worker in self._actors.workers.values()]
-            for each, reason in wait(calls, self._limit, "what the engines speculated"):
-                stats.add(each)
-                off = off or reason
+        for figures in self._watch.workers().values():
+            stats.add(figures.speculation)
+            off = off or figures.speculation_off
         return stats, off
 
     # Checkpoints.
@@ -251,6 +252,7 @@ class Bubbles:
         figures["drafter_steps"] += session.micro_steps
         figures["bought_steps"] += session.micro_steps if running.bought else 0
         figures["drafter_tokens"] += session.tokens
+        figures["resident_by_worker"][worker] = session.resident_bytes
         figures["longest_step_s"] = max(figures["longest_step_s"], session.longest_step_s)
         if session.micro_steps:
             figures["drafter_loss"] = session.loss
@@ -301,4 +303,5 @@ def _nothing() -> dict[str, Any]:
         "heldout_accept_length": None,
         "critical_s": 0.0,
         "publish_s": 0.0,
+        "resident_by_worker": {},
     }

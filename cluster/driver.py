@@ -32,6 +32,7 @@ from cluster.spec import Spec
 from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
 from cluster.updates import Update, Updates
+from cluster.watch import Watch
 from trainer.evaluation import summarize, with_language_loss
 from trainer.spec import EvaluateStage
 from trainer.stages import Budgeted, MergeStage, Supervised
@@ -48,8 +49,9 @@ class Driver(RecipeStages, Updates):
         self.spec, self.run, self.pools, self.actors = spec, run, pools, actors
         self.metrics, self.sinks, self.display, self.stop_requested = metrics, sinks, display, stop_requested
         self.lengths = Lengths(pools)
-        self.bubbles = Bubbles(spec, actors, run.journal, display.note)
-        self.rollouts = Rollouts(spec, actors.workers, self.lengths, self.bubbles, self._check_stop)
+        self.watch = Watch(actors, metrics)
+        self.bubbles = Bubbles(spec, actors, run.journal, display.note, self.watch)
+        self.rollouts = Rollouts(spec, actors.workers, self.lengths, self.bubbles, self._meanwhile)
         self.counters = Counters()
         self.version = 0  # of the learner's weights
         self.serving = 0  # on every engine
@@ -128,6 +130,7 @@ class Driver(RecipeStages, Updates):
         sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
         began = time.perf_counter()
         groups = self.rollouts.sample(requests, sampling, self.run.journal, self.display.advance)
+        self.watch.ask_workers()
         self.bubbles.forget()
         self.lengths.observe("heldout", groups)
         scores = with_language_loss(
@@ -191,6 +194,7 @@ class Driver(RecipeStages, Updates):
             clock.lap("publish_s")
         self.held += groups
         self.update = self._begin_update(epoch, groups, None if holds else self._batch(), budget)
+        self.watch.ask_others()
         self.epoch += 1
         if not self.spec.learner.stale_epochs:
             self._finish_update()
@@ -218,6 +222,7 @@ class Driver(RecipeStages, Updates):
         rollout = self.spec.rollout
         sampling = Sampling("train", rollout.max_response_tokens, rollout.temperature)
         groups = self.rollouts.sample(requests, sampling, self.run.journal)
+        self.watch.ask_workers()
         return groups
 
     def _serve_current_weights(self) -> None:
@@ -239,6 +244,7 @@ class Driver(RecipeStages, Updates):
             stage, update.epoch, update.groups, self.pools.train, figures, update.budget, self.version, update.laps
         )
         row |= self.bubbles.report()
+        row["actors"] = self.watch.row()
         self.counters.add_report(row)
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
@@ -305,6 +311,11 @@ class Driver(RecipeStages, Updates):
         self.counters = Counters.from_dict(manifest["counters"])
         self.run.keep_metrics(lambda row: row["epoch"] < self.epoch)
         self.display.note(f"continues from checkpoint {path.name}: stage {self.stage_index}, epoch {self.epoch}")
+
+    def _meanwhile(self) -> None:
+        """Again and again while a rollout phase goes on."""
+        self.watch.look()
+        self._check_stop()
 
     def _check_stop(self) -> None:
         if self.stop_requested():
