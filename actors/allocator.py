@@ -1,9 +1,11 @@
 """The allocator as a Ray actor: a shell around `allocator.allocator.Allocator`."""
 
+import time
 from typing import Any
 
 import numpy as np
 
+from actors.figures import AllocatorFigures, resident_bytes
 from actors.logs import send_output_to_log
 from allocator.allocator import Allocation, Allocator
 
@@ -15,9 +17,13 @@ class AllocatorActor:
         """`arguments`: those of `Allocator`."""
         send_output_to_log()
         self._allocator = Allocator(**arguments)
+        self._figures = AllocatorFigures()
 
     def decide(self, epoch: int) -> Allocation:
-        return self._allocator.decide(epoch)
+        began = time.perf_counter()
+        allocation = self._allocator.decide(epoch)
+        self._figures.decide_s += time.perf_counter() - began
+        return allocation
 
     def observe(
         self, epoch: int, prompts: np.ndarray, successes: np.ndarray, failures: np.ndarray, tokens: np.ndarray
@@ -27,6 +33,12 @@ class AllocatorActor:
         self._allocator.observe(epoch, prompts, successes, failures, tokens)
         figures = {**self._allocator.metrics(), "posterior_prompts": self._allocator.posterior_prompts()}
         return figures, self._allocator.holds_update, self._allocator.exhausted
+
+    def take_figures(self) -> AllocatorFigures:
+        """What it did since this was last asked."""
+        taken, self._figures = self._figures, AllocatorFigures()
+        taken.resident_bytes = resident_bytes()
+        return taken
 
     def state_dict(self) -> dict[str, Any]:
         return self._allocator.state_dict()

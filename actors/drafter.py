@@ -18,6 +18,7 @@ import numpy as np
 
 from actors.buckets import Bucket, unpack
 from actors.buckets import pack as bucketed
+from actors.figures import resident_bytes
 from actors.logs import send_output_to_log
 from drafter.features import FeatureSequence, from_columns
 from drafter.spec import DrafterTrainSpec
@@ -56,6 +57,8 @@ class Session:
     longest_step_s: float = 0.0
     ended: float = 0.0
     """When the last micro-step was over, on the clock of time.time."""
+    resident_bytes: int = 0
+    """Main memory that the drafter holds at its end."""
     loss: float | None = None
     """Of the last micro-step."""
     accept_length: float | None = None
@@ -152,6 +155,7 @@ class DrafterActor:
         if session.micro_steps:
             state = {name: tensor.cpu().numpy().copy() for name, tensor in self._trainer.state_dict().items()}
             self._held = lease
+        session.resident_bytes = resident_bytes()
         session.ended = time.time()
         return session, state, self._candidate
 

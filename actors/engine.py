@@ -13,6 +13,7 @@ import numpy as np
 
 from actors.buckets import checksum
 from actors.cores import claim
+from actors.figures import WorkerFigures
 from actors.plugin import BACKEND
 from actors.speculation import Speculation, distribution_fault, engine_arguments
 from drafter.control import SpeculationControl, SpeculationStats
@@ -100,6 +101,8 @@ class Engine:
                 **(engine_arguments(config.speculation, config.max_running_requests) if config.speculation else {}),
             )
         )
+        self._figures = WorkerFigures()
+        self._count_prefix_hits()
         self._control = self._speculate(config.speculation) if config.speculation else None
         if config.transfer == BACKEND:
             self._llm.collective_rpc("init_weight_transfer_engine", args=({},))
@@ -113,6 +116,14 @@ class Engine:
         if fault := next(filter(None, self._llm.collective_rpc(distribution_fault)), None):
             self._scheduler.switch_off(f"speculative sampling differs from plain sampling: {fault}")
         return control
+
+    def _count_prefix_hits(self) -> None:
+        """Of vLLM's statistics only those of the prefix cache: a sum per new request, where the whole of them (off by
+        `disable_log_stats`) are made anew and passed on at every step. Nobody else takes them."""
+        from vllm.v1.metrics.stats import PrefixCacheStats
+
+        cache = self._scheduler.kv_cache_manager
+        cache.log_stats, cache.prefix_cache_stats = True, PrefixCacheStats()
 
     @property
     def _scheduler(self) -> Any:
@@ -144,6 +155,7 @@ class Engine:
             skip_clone=True,
         )
         self._llm.add_request(request_id, {"prompt_token_ids": prompt}, params)
+        self._figures.prompt_tokens += len(prompt)
 
     @property
     def busy(self) -> bool:
@@ -154,7 +166,18 @@ class Engine:
         running = len(self._scheduler.running)
         finished = [(out.request_id, _response(out.outputs[0])) for out in self._llm.step() if out.finished]
         self.last_step = self._step_taken(running, len(finished))
+        self._count_step(finished)
         return finished
+
+    def _count_step(self, finished: Sequence[tuple[str, Response]]) -> None:
+        figures, scheduler = self._figures, self._scheduler
+        running = len(scheduler.running) + len(finished)
+        figures.steps += 1
+        figures.request_steps += running
+        figures.running_peak = max(figures.running_peak, running)
+        figures.waiting_peak = max(figures.waiting_peak, len(scheduler.waiting))
+        figures.kv_cache_peak = max(figures.kv_cache_peak, scheduler.kv_cache_manager.usage)
+        figures.generated_tokens += sum(len(response.token_ids) for _, response in finished)
 
     def _step_taken(self, running: int, finished: int) -> tuple[int, int] | None:
         admitted = len(self._scheduler.running) - running + finished
@@ -183,6 +206,7 @@ class Engine:
             for internal_id in processor.external_req_ids.get(request_id, ()):
                 state = processor.request_states[internal_id]
                 token_ids = np.array(state.detokenizer.output_token_ids, np.int32)
+                self._figures.generated_tokens += len(token_ids)
                 cut.append((request_id, token_ids, _sampled_logprobs(state.logprobs_processor.logprobs)))
         self._llm.abort_request([request_id for request_id, *_ in cut])
         return cut
@@ -246,6 +270,16 @@ class Engine:
         """What speculation did since this was last asked."""
         return self._control.take_stats() if self._control else SpeculationStats()
 
+    def take_figures(self) -> WorkerFigures:
+        """What the engine did since this was last asked."""
+        taken, self._figures = self._figures, WorkerFigures()
+        cache = self._scheduler.kv_cache_manager.make_prefix_cache_stats()
+        taken.prefix_queries, taken.prefix_hits = cache.queries, cache.hits
+        taken.preemptions = cache.preempted_requests
+        taken.running, taken.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        taken.speculation, taken.speculation_off = self.take_speculation_stats(), self.speculation_off
+        return taken
+
     def transfer(self, phase: str, *args: Any) -> str | None:
         """One phase of a publish over NCCL; the last one gives a digest of the live weights."""
         if phase == "start_weight_update":
@@ -265,6 +299,7 @@ class Engine:
         while self.busy:
             self.step()
         self._llm.reset_prefix_cache()
+        self.take_figures()
 
     def versions(self) -> dict[str, str]:
         """Versions of what samples here."""

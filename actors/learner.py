@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.features import FeatureTap
+from actors.figures import LearnerFigures, peak_resident_bytes, resident_bytes, timed
 from actors.learner_config import LearnerConfig, deepspeed_config
 from actors.logs import send_output_to_log
 from actors.recipes import RecipeSteps
@@ -38,6 +39,7 @@ class LearnerRank(RecipeSteps):
         self._nccl: Any = None
         self._tap = None
         self._reference = None
+        self._figures, self._inside = LearnerFigures(), False
 
     def address(self) -> tuple[str, int]:
         """Where the other ranks meet this one: its IP and a free port."""
@@ -110,6 +112,7 @@ class LearnerRank(RecipeSteps):
 
     # Weights.
 
+    @timed("busy_s")
     def publish(self, workers: Sequence[Any], version: int, timeout_s: float) -> "Published":
         """Put the weights into service on these engines under `version`; who has them, as the first rank sees it.
 
@@ -137,6 +140,7 @@ class LearnerRank(RecipeSteps):
         sizes = [getattr(p, "ds_numel", p.numel()) * self._dtype.itemsize for _, p in named]
         return Published(float(sum(sizes)), failed)
 
+    @timed("busy_s")
     def save(self, directory: str) -> None:
         """Write this rank's part of a checkpoint."""
         self._engine.save_checkpoint(directory, tag="learner", save_latest=False)
@@ -147,6 +151,7 @@ class LearnerRank(RecipeSteps):
         self._engine.load_checkpoint(directory, tag="learner")
         self.load_second_adam(directory)
 
+    @timed("busy_s")
     def export(self, directory: str) -> None:
         """Write the policy in Hugging Face format."""
         model = self._engine.module.model
@@ -158,6 +163,16 @@ class LearnerRank(RecipeSteps):
                     directory, state_dict={k: v.detach().cpu() for k, v in model.state_dict().items()}
                 )
                 self._tokenizer.save_pretrained(directory)
+
+    def take_figures(self) -> LearnerFigures:
+        """What this rank did since this was last asked."""
+        import torch
+
+        taken, self._figures = self._figures, LearnerFigures()
+        taken.resident_bytes = resident_bytes()
+        on_gpu = self._config.device == "cuda"
+        taken.peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
+        return taken
 
     # Inside.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.figures import timed
 from actors.masters import copies, masters, put_masters, reset_adam, swap_adam
 from actors.steps import LearningSteps
 from trainer.spec import TaskSpec
@@ -28,6 +29,7 @@ class RecipeSteps(LearningSteps):
 
     # Supervised steps.
 
+    @timed("busy_s", "learning_s")
     def teach(
         self, stage: Supervised, steps: range, total: int, run_seed: int, until_tokens: float = float("inf")
     ) -> dict[str, Any]:
@@ -97,6 +99,7 @@ class RecipeSteps(LearningSteps):
 
     # Parallel stages.
 
+    @timed("busy_s", "learning_s")
     def parallel(
         self, groups: Sequence[Group], learning_rate: float, stage: ParallelStage, step: int, sft_rate: float,
         run_seed: int,

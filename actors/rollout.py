@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from actors.engine import Engine, EngineConfig, Response
+from actors.figures import WorkerFigures, resident_bytes
 from actors.handover import Continuation, Delivery, Handover, OpenGroup, Progress
 from actors.logs import send_output_to_log
 from actors.requests import GroupRequest, Sampling
-from drafter.control import SpeculationStats
 from trainer.spec import TaskSpec
 from trainer.types import Group, Prompt
 
@@ -49,6 +49,9 @@ class RolloutWorker:
         self._buckets = threading.Condition()
         self._next_bucket = 0
         self._step_began: float | None = None
+        self._busy_s = 0.0
+        self._ungraded_peak = 0
+        self._grading_s = self._grading_told_s = 0.0  # the grader alone adds to the first
         self._ready: Future = Future()
         threading.Thread(target=self._own_engine, args=(config, task), daemon=True, name="engine").start()
 
@@ -127,9 +130,9 @@ class RolloutWorker:
         """Who decides from the next step on how much is drafted: a benchmark compares on one engine."""
         self._call(self._engine.draft_by, draft_tokens)
 
-    def speculation(self) -> tuple[SpeculationStats, str | None]:
-        """What speculation did since this was last asked, and why it is off, if it is."""
-        return self._call(lambda: (self._engine.take_speculation_stats(), self._engine.speculation_off))
+    def take_figures(self) -> WorkerFigures:
+        """What this worker and its engine did since this was last asked."""
+        return self._call(self._take_figures)
 
     # The engine's thread.
 
@@ -159,7 +162,9 @@ class RolloutWorker:
                 self._step_began = started = time.perf_counter()
                 self._step()
                 self._step_began = None
-                self._handover.timed(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._busy_s += seconds
+                self._handover.timed(seconds)
 
     def _serve_calls(self) -> None:
         """Answer what has come in; with nothing to generate, wait for the next call."""
@@ -202,6 +207,7 @@ class RolloutWorker:
         group.responses[sample] = response
         if len(group.responses) == group.request.rollouts:
             self._ungraded.put(self._open.pop(group_id))
+            self._ungraded_peak = max(self._ungraded_peak, self._ungraded.qsize())
 
     def _take_back(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -218,10 +224,13 @@ class RolloutWorker:
     def _grade_groups(self) -> None:
         while True:
             group = self._ungraded.get()
+            began = time.perf_counter()
             try:
-                self._finished.put(self._close(group))
+                graded: Group | BaseException = self._close(group)
             except BaseException as error:
-                self._finished.put(error)
+                graded = error
+            self._grading_s += time.perf_counter() - began
+            self._finished.put(graded)
 
     def _close(self, group: OpenGroup) -> Group:
         request = group.request
@@ -239,6 +248,14 @@ class RolloutWorker:
             rewards=np.array([self._grade(prompt, text) for text in texts], np.float64),
             truncated=np.array([r.truncated for r in responses]),
         )
+
+    def _take_figures(self) -> WorkerFigures:
+        figures, graded_s = self._engine.take_figures(), self._grading_s
+        figures.resident_bytes = resident_bytes()
+        figures.busy_s, self._busy_s = self._busy_s, 0.0
+        figures.grading_s, self._grading_told_s = graded_s - self._grading_told_s, graded_s
+        figures.ungraded_peak, self._ungraded_peak = self._ungraded_peak, self._ungraded.qsize()
+        return figures
 
     def _load(self, ref: Any, first: bool, last_version: int | None) -> int:
         if first:

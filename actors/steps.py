@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.features import FeatureTap
+from actors.figures import LearnerFigures, timed
 from actors.learner_config import LearnerConfig
 from trainer.types import Group, Prompt
 
@@ -39,7 +40,10 @@ class LearningSteps:
     _pad_id: int
     _reference: Any
     _tap: FeatureTap | None
+    _figures: LearnerFigures
+    _inside: bool
 
+    @timed("busy_s", "learning_s")
     def update(self, groups: Sequence[Group], learning_rate: float) -> dict[str, float]:
         """One epoch's optimizer steps on the given groups; figures over the whole batch, equal on every rank.
 
@@ -83,6 +87,7 @@ class LearningSteps:
             "updates": len(made), "dropped": dropped, "learning_rate": learning_rate,
         }  # fmt: skip
 
+    @timed("busy_s")
     def language_loss(self) -> dict[str, list[float]]:
         """This rank's share of the next-token loss of the held-out worked answers: nats and tokens by family."""
         from trainer.batches import language_samples
@@ -138,6 +143,7 @@ class LearningSteps:
             rows = [i for part in mine for i in part]
             self._tap.choose(rows, [lengths[i] for i in rows])
         for part in mine:
+            self._figures.tokens += sum(lengths[i] for i in part)
             yield part, collate([batch[i] for i in part], self._pad_id).to(self._device)
 
     def _policy_loss(self, micro: Any) -> tuple[Any, Any, Any]:

@@ -18,6 +18,7 @@ from cluster.drafters import Drafters, Running
 from cluster.placement import Actors
 from cluster.spec import Spec
 from cluster.waits import wait
+from cluster.watch import Watch
 from cluster.workers import Workers
 from drafter.buffer import FeatureBuffer
 from drafter.control import SpeculationStats
@@ -39,9 +40,10 @@ class Bubbles:
 
     def __init__(
         self, spec: Spec, actors: Actors, workers: Workers, journal: Callable[..., None],
-        warn: Callable[[str], None] = lambda text: None,
+        warn: Callable[[str], None] = lambda text: None, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         """`warn` tells a person what the journal is told too."""
+        self._watch = watch or Watch(actors)
         self._spec, self._actors, self._workers, self._journal, self._warn = spec, actors, workers, journal, warn
         self._limit = spec.limits.learn_timeout_s
         self._replacements = spec.limits.worker_restarts
@@ -183,10 +185,9 @@ class Bubbles:
     def _speculated(self) -> tuple[SpeculationStats, str | None]:
         """What the engines did since they were last asked, and why one of them has switched speculation off."""
         stats, off = SpeculationStats(), None
-        if self._spec.drafter.method != "none":
-            for each, reason in self._workers.ask("speculation", dict.fromkeys(self._workers.serving, ())).values():
-                stats.add(each)
-                off = off or reason
+        for figures in self._watch.workers().values():
+            stats.add(figures.speculation)
+            off = off or figures.speculation_off
         return stats, off
 
     # Checkpoints.
@@ -267,6 +268,7 @@ class Bubbles:
         figures["drafter_steps"] += session.micro_steps
         figures["bought_steps"] += session.micro_steps if running.bought else 0
         figures["drafter_tokens"] += session.tokens
+        figures["resident_by_worker"][worker] = session.resident_bytes
         figures["longest_step_s"] = max(figures["longest_step_s"], session.longest_step_s)
         if session.micro_steps:
             figures["drafter_loss"] = session.loss
@@ -327,4 +329,5 @@ def _nothing() -> dict[str, Any]:
         "heldout_accept_length": None,
         "critical_s": 0.0,
         "publish_s": 0.0,
+        "resident_by_worker": {},
     }

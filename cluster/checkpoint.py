@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import ActorLost, RunFailed
-from cluster.lines import append_line, flush, is_event, is_row, read_lines, write_atomically, writing
+from cluster.lines import LineFile, append_line, flush, is_event, is_row, read_lines, write_atomically, writing
 from cluster.manifest import MANIFEST, Damaged, checked, read_manifest, sealed
 from trainer.stages import OWN_EXPORTS
 from trainer.types import COLUMNS, BadInput, Group
@@ -35,6 +35,7 @@ class RunDirectory:
         self.rollouts = self.path / "rollouts"
         self.models = self.path / "models"
         self.logs = self.path / "logs"
+        self._journal: LineFile | None = None  # opened by the first event
 
     def create(self) -> None:
         for directory in (self.checkpoints, self.rollouts, self.models, self.logs):
@@ -54,7 +55,10 @@ class RunDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise BadInput(f"{self.path}: another tailrace process is working on this run") from None
-            yield
+            try:
+                yield
+            finally:
+                self._close_journal()
 
     def _refuse_links(self) -> None:
         """What a run writes to is its own: a link would take it out of its directory, a pipe stop it."""
@@ -69,7 +73,13 @@ class RunDirectory:
     def journal(self, event: str, **fields: Any) -> None:
         """Append one event. Not flushed to the disk each time: a killed process loses nothing, a killed machine goes
         back to the newest checkpoint, and that flushes."""
-        append_line(self.path / "journal.jsonl", {"event": event, "time_s": round(time.time(), 3), **fields})
+        self._journal = self._journal or LineFile(self.path / "journal.jsonl")
+        self._journal.append({"event": event, "time_s": round(time.time(), 3), **fields})
+
+    def _close_journal(self) -> None:
+        if self._journal:
+            self._journal.close()
+        self._journal = None
 
     def events(self) -> list[dict]:
         """Raises BadInput naming a line that is not as the journal has it."""
@@ -95,6 +105,7 @@ class RunDirectory:
 
     def mend_lines(self) -> None:
         """End a line that a kill tore, so that the next one starts afresh. Raises BadInput for any other damage."""
+        self._close_journal()  # it may be another file afterwards
         for name, records in (("journal.jsonl", self.events()), ("metrics.jsonl", self.metrics())):
             path = self.path / name
             if path.is_file() and path.stat().st_size and path.read_bytes()[-1:] != b"\n":

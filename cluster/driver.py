@@ -34,6 +34,7 @@ from cluster.stages import RecipeStages
 from cluster.summary import Counters, Stopwatch, metrics_row, summary
 from cluster.updates import Update, Updates
 from cluster.waits import on_stall, wait
+from cluster.watch import Watch
 from cluster.workers import Workers
 from trainer.evaluation import summarize, with_language_loss
 from trainer.spec import EvaluateStage
@@ -52,9 +53,10 @@ class Driver(RecipeStages, Updates, Serving):
         self.metrics, self.sinks, self.display, self.stop_requested = metrics, sinks, display, stop_requested
         self.lengths = Lengths(pools)
         self.workers = Workers(spec, actors, run.journal, display.note)
-        self.bubbles = Bubbles(spec, actors, self.workers, run.journal, display.note)
+        self.watch = Watch(actors, metrics)
+        self.bubbles = Bubbles(spec, actors, self.workers, run.journal, display.note, self.watch)
         self.rollouts = Rollouts(
-            spec, self.workers, vocabulary, self.lengths, self.bubbles, run.journal, self._refit, self._check_stop
+            spec, self.workers, vocabulary, self.lengths, self.bubbles, run.journal, self._refit, self._meanwhile
         )
         self.counters = Counters()
         self.version = 0  # of the learner's weights
@@ -132,6 +134,7 @@ class Driver(RecipeStages, Updates, Serving):
         sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
         began = time.perf_counter()
         groups = self.rollouts.sample(requests, sampling, self.display.advance)
+        self.watch.ask_workers()
         self.bubbles.forget()
         self.lengths.observe("heldout", groups)
         scores = with_language_loss(
@@ -195,6 +198,7 @@ class Driver(RecipeStages, Updates, Serving):
             clock.lap("publish_s")
         self.held += groups
         self.update = self._begin_update(epoch, groups, None if holds else self._batch(), budget)
+        self.watch.ask_others()
         self.epoch += 1
         if not self.spec.learner.stale_epochs:
             self._finish_update()
@@ -221,7 +225,9 @@ class Driver(RecipeStages, Updates, Serving):
         ]
         rollout = self.spec.rollout
         sampling = Sampling("train", rollout.max_response_tokens, rollout.temperature)
-        return self.rollouts.sample(requests, sampling)
+        groups = self.rollouts.sample(requests, sampling)
+        self.watch.ask_workers()
+        return groups
 
     def _record(self, update: Update, figures: dict) -> None:
         """The epoch is over: its row of metrics, the display, the counters."""
@@ -231,6 +237,7 @@ class Driver(RecipeStages, Updates, Serving):
             stage, update.epoch, update.groups, self.pools.train, figures, update.budget, self.version, update.laps
         )
         row |= self.bubbles.report()
+        row["actors"] = self.watch.row()
         self.counters.add_report(row)
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
@@ -304,6 +311,11 @@ class Driver(RecipeStages, Updates, Serving):
         self.counters = Counters.from_dict(manifest["counters"])
         self.run.keep_metrics(lambda row: row["epoch"] < self.epoch)
         self.display.note(f"continues from checkpoint {path.name}: stage {self.stage_index}, epoch {self.epoch}")
+
+    def _meanwhile(self) -> None:
+        """Again and again while a rollout phase goes on."""
+        self.watch.look()
+        self._check_stop()
 
     def _check_stop(self) -> None:
         if self.stop_requested():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,10 +47,30 @@ def as_written(path: Path) -> Iterator[None]:
         raise BadInput(f"{path}: is not as tailrace writes it: {type(error).__name__}: {str(error)[:400]}") from error
 
 
+class LineFile:
+    """A JSONL file that stays open for appending. A line is handed to the system at once: a killed process loses none.
+
+    Raises RunFailed if the disk refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.close = weakref.finalize(self, os.close, self._descriptor)
+
+    def append(self, record: dict) -> None:
+        line = json.dumps(record).encode() + b"\n"
+        with writing(self.path):
+            while line:  # a disk that is nearly full takes a part, and refuses the rest
+                line = line[os.write(self._descriptor, line) :]
+
+
 def append_line(path: Path, record: dict) -> None:
     """Raises RunFailed if the disk refuses."""
-    with writing(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    file = LineFile(path)
+    file.append(record)
+    file.close()
 
 
 def read_lines(path: Path, is_one: Callable[[dict], bool] | None = None) -> Iterator[dict]:

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.checkpoint import RunDirectory, append_line, load_state, read_lines, save_state, write_atomically
+from cluster.checkpoint import RunDirectory, load_state, save_state, write_atomically
 from cluster.errors import RunFailed
+from cluster.lines import append_line, read_lines
 from trainer.types import Group
 
 
@@ -142,6 +145,40 @@ def test_a_whole_file_of_lines_is_not_touched_by_mending(run):
     run.mend_lines()
     assert os.stat(run.path / "journal.jsonl").st_ino == before.st_ino
     assert [event["name"] for event in run.events()] == ["x"]
+
+
+def test_events_after_a_mending_follow_those_before_it(run):
+    run.journal("run_started")
+    with (run.path / "journal.jsonl").open("a") as file:
+        file.write('{"event": "to')
+    run.mend_lines()
+    run.journal("restarted")
+    assert [event["event"] for event in run.events()] == ["run_started", "restarted"]
+
+
+def test_a_killed_process_loses_no_event_and_its_files_are_closed_with_the_claim(run):
+    code = f"""
+import os, pathlib, signal
+from cluster.checkpoint import RunDirectory
+run = RunDirectory(pathlib.Path({str(run.path)!r}))
+opened = os.listdir("/proc/self/fd")
+with run.claimed():
+    run.journal("first")
+assert os.listdir("/proc/self/fd") == opened
+for _ in range(3):
+    run.journal("next")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGKILL
+    assert [event["event"] for event in run.events()] == ["first", "next", "next", "next"]
+
+
+def test_a_full_disk_fails_by_the_journals_name_and_what_was_written_stays(small_disk):
+    run = RunDirectory(small_disk)
+    run.journal("run_started")
+    with pytest.raises(RunFailed, match=r"journal.jsonl: cannot be written: .*No space left on device"):
+        run.journal("decided", prompts="x" * 2**21)
+    assert [event["event"] for event in run.events()] == ["run_started"]
 
 
 def test_a_missing_file_has_no_lines(run):

@@ -29,7 +29,7 @@ def spec_of(data: dict, address: str, **run) -> Spec:
 
 
 def without_times(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in ("time", "bubbles")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("time", "bubbles", "actors")} for row in rows]
 
 
 def decisions(run: RunDirectory) -> dict[int, tuple]:
@@ -78,6 +78,29 @@ def test_the_journal_replays_to_the_same_decisions(finished):
     last, _ = taken[-1]
     assert last.metrics()["spent_tokens"] == finished.metrics()[-1]["spent_tokens"] > 0
     assert {p: n for p, n in finished.metrics()[-1]["posterior_prompts"].items() if n}
+
+
+def test_what_the_actors_say_of_an_epoch_agrees_with_what_came_back(finished):
+    rows = [row for row in finished.metrics() if row["groups"]]
+    for row in rows:
+        actors = row["actors"]
+        workers = actors["workers"]
+        assert workers["steps"].keys() == {"rollout-0", "rollout-1"}
+        assert sum(workers["generated_tokens"].values()) == row["tokens"]
+        assert sum(workers["prompt_tokens"].values()) == sum(workers["prefix_queries"].values()) > row["rollouts"]
+        assert sum(workers["request_steps"].values()) >= row["tokens"]
+        assert sum(workers["running"].values()) == sum(workers["waiting"].values()) == 0
+        assert 0 < max(workers["kv_cache_peak"].values()) < 1
+        assert 0 < max(workers["busy_s"].values()) <= row["time"]["rollout_s"]
+        assert sum(workers["grading_s"].values()) > 0
+        assert actors["learner"]["busy_s"].keys() == {"0", "1"}
+        for holder in (workers, actors["learner"]):
+            assert all(size > 50 * 2**20 for size in holder["resident_bytes"].values())
+        assert actors["allocator"]["decide_s"] > 0
+        assert actors["driver"]["resident_bytes"] > 50 * 2**20
+    taught = [row["actors"]["learner"] for row in rows if row["updates"]]
+    assert all(tokens > 0 for figures in taught for tokens in figures["tokens"].values())
+    assert all(s > figures["learning_s"]["0"] > 0 for figures in taught for s in [figures["busy_s"]["0"]])
 
 
 def test_every_group_dispatched_comes_back_exactly_once(finished):

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from actors.figures import WorkerFigures
 from allocator import AllocatorSpec
 from cluster.fleet import Fleet
 from cluster.metrics import METRICS, Metrics, table
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+WORKER = WorkerFigures(
+    resident_bytes=7 * 10**8, steps=40, busy_s=1.75, request_steps=320, running=3, waiting=1, running_peak=16,
+    waiting_peak=5, kv_cache_peak=0.375, prompt_tokens=200, generated_tokens=480, prefix_queries=190, prefix_hits=160,
+    preemptions=2, grading_s=0.25, ungraded_peak=4,
+)  # fmt: skip
 ROW = {
     "stage": "rl",
     "epoch": 2,
@@ -60,6 +66,22 @@ ROW = {
         "drafter_steps": 12,
         "critical_s": 0.5,
         "drafter_loss": 0.7,
+        "resident_by_worker": {"rollout-0": 3e8},
+    },
+    "workers": {
+        "unanswered_s": {"rollout-0": 12.5, "rollout-1": 0.0},
+        **{name: {"rollout-0": value, "rollout-1": 2 * value} for name, value in WORKER.row().items()},
+    },
+    "actors": {
+        "learner": {
+            "resident_bytes": {"0": 5e8},
+            "peak_bytes": {"0": 6e8},
+            "busy_s": {"0": 2.5},
+            "learning_s": {"0": 1.5},
+            "tokens": {"0": 900},
+        },
+        "allocator": {"resident_bytes": 1e8, "decide_s": 0.25},
+        "driver": {"resident_bytes": 4e8},
     },
     "time": {
         "decide_s": 0.5,
@@ -137,6 +159,22 @@ def test_parts_of_a_row_and_their_labels_are_fed(metrics):
     assert served(metrics)["tailrace_accept_length"] == 2.5
 
 
+def test_what_actors_say_of_themselves_is_served_and_that_of_workers_that_are_gone_no_more(metrics):
+    metrics.observe_epoch(ROW)
+    metrics.observe_epoch(ROW)
+    samples = served(metrics)
+    assert samples['tailrace_worker_steps_total{worker="rollout-1"}'] == 160
+    assert samples['tailrace_worker_kv_cache_peak_ratio{worker="rollout-0"}'] == 0.375
+    assert samples['tailrace_worker_unanswered_seconds{worker="rollout-0"}'] == 12.5
+    assert samples['tailrace_learner_learning_seconds_total{rank="0"}'] == 3
+    assert samples["tailrace_allocator_decide_seconds_total"] == 0.5
+    assert samples["tailrace_driver_resident_memory_bytes"] == 4e8
+    metrics.keep_workers({"rollout-1"})
+    left = served(metrics)
+    assert not [name for name in left if "rollout-0" in name]
+    assert left.keys() == {name for name in samples if "rollout-0" not in name}
+
+
 def test_the_stage_is_told_outside_epochs_too(metrics):
     metrics.stage("pretrain")
     metrics.stage("evaluate")
@@ -176,8 +214,7 @@ def test_names_follow_the_conventions():
         assert re.fullmatch(r"tailrace_[a-z0-9_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind.__name__ == "Counter")
     assert {metric.label for metric in METRICS} <= {
-        None, "stage", "phase", "family", "success", "position", "running", "worker",
-        "state",
+        None, "stage", "phase", "family", "success", "position", "running", "worker", "rank", "state",
     }  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from allocator import Allocator
 from cluster.allocation import allocator_arguments, opening
-from cluster.checkpoint import RunDirectory, append_line
+from cluster.checkpoint import RunDirectory
 from cluster.cli import app
+from cluster.lines import append_line
 from cluster.report import leave_report, write_report
 from cluster.spec import dump_spec, parse_spec
 from trainer.types import BadInput, Prompt
