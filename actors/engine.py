@@ -13,6 +13,7 @@ import numpy as np
 
 from actors.buckets import checksum
 from actors.cores import claim
+from actors.engine_config import EngineConfig
 from actors.figures import WorkerFigures
 from actors.plugin import BACKEND
 from actors.speculation import Speculation, distribution_fault, engine_arguments
@@ -22,29 +23,6 @@ PREFILL_TOKENS = 8192
 """Tokens that one scheduler step may prefill together."""
 
 SUPPORTED_VLLM = ((0, 26), (0, 33))
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """What an engine needs to know; see RolloutSpec for the meaning and units."""
-
-    model_dir: str
-    dtype: str
-    context_tokens: int
-    max_running_requests: int
-    kv_cache_bytes: int | None
-    """Size of the key-value cache; None lets `gpu_memory_fraction` decide."""
-    gpu_memory_fraction: float
-    tensor_parallel: int
-    cores: int
-    """That the engine is pinned to; 0 on GPU, where it is not."""
-    seed: int
-    transfer: str = BACKEND
-    """vLLM weight-transfer backend: ours, or `nccl`."""
-    speculation: Speculation | None = None
-    """None: plain decoding, vLLM without anything of ours on the way."""
-    sleeps: bool = False
-    """Whether the engine can free its GPU memory while it has nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)

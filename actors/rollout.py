@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.engine import Engine, EngineConfig, Response
+from actors.engine import Engine, Response
+from actors.engine_config import EngineConfig
 from actors.figures import WorkerFigures, resident_bytes
 from actors.handover import Continuation, Delivery, Handover, OpenGroup, Progress
 from actors.logs import send_output_to_log

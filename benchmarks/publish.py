@@ -24,7 +24,7 @@ import psutil
 import ray
 import torch
 
-from actors.engine import EngineConfig
+from actors.engine_config import EngineConfig
 from actors.learner import LearnerRank
 from actors.learner_config import LearnerConfig
 from actors.rollout import RolloutWorker

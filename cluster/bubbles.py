@@ -153,11 +153,6 @@ class Bubbles:
             self._journal("speculation_off", why=off)
             self._warn(f"speculation is off: {off}")
         self._judge(stats)
-        by_worker = {name: [0.0, 0.0] for name in self._workers.serving}
-        for worker, begin, end, harvested in bubbles.stretches:
-            by_worker.setdefault(worker, [0.0, 0.0])
-            by_worker[worker][0] += end - begin
-            by_worker[worker][1] += harvested
         if self.training and not self._worth.epoch(figures["drafter_steps"] - figures["bought_steps"]):
             self._end_training("the bubbles of this run are too small to train a drafter in")
         return {
@@ -167,19 +162,7 @@ class Bubbles:
                 "off": off,
                 "is_off": int(bool(off)),
             },
-            "bubbles": {
-                "idle_s": bubbles.idle_s,
-                "harvested_s": bubbles.harvested_s,
-                "long_idle_s": bubbles.counted_idle_s,
-                "long_harvested_s": bubbles.counted_harvested_s,
-                "idle_by_worker": {worker: idle for worker, (idle, _) in by_worker.items()},
-                "harvested_by_worker": {worker: harvested for worker, (_, harvested) in by_worker.items()},
-                "late_s": bubbles.late_s,
-                "give_back_s": [round(s, 4) for s in bubbles.give_back_s],
-                "stretches": [[w, round(a, 3), round(b, 3), round(h, 3)] for w, a, b, h in bubbles.stretches],
-                "training_ended": self.ended,
-                **figures,
-            },
+            "bubbles": {**bubbles.row(self._workers.serving), "training_ended": self.ended, **figures},
         }
 
     def _speculated(self) -> tuple[SpeculationStats, str | None]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from actors.drafter import DrafterConfig
-from actors.engine import EngineConfig
+from actors.engine_config import EngineConfig
 from actors.learner_config import LearnerConfig
 from actors.plugin import BACKEND
 from actors.seeds import derive_seed

@@ -36,7 +36,6 @@ from cluster.updates import Update, Updates
 from cluster.waits import on_stall, wait
 from cluster.watch import Watch
 from cluster.workers import Workers
-from trainer.evaluation import summarize, with_language_loss
 from trainer.spec import EvaluateStage
 from trainer.stages import Budgeted, MergeStage, Supervised
 from trainer.tasks import Pools
@@ -115,37 +114,6 @@ class Driver(RecipeStages, Updates, Serving):
             if not over and self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
                 self._checkpoint()
         self._finish_update()
-        self._finish_stage()
-
-    def _evaluate(self) -> None:
-        """Samples held-out prompts of the families that have training prompts; what is only pre-trained on enters the
-        language loss alone."""
-        spec = self.spec.evaluation
-        prompts = self.pools.heldout
-        families = {prompt.family for prompt in self.pools.train}
-        chosen = [i for i, prompt in enumerate(prompts) if prompt.family in families]
-        self.display.stage("evaluate", len(chosen), "prompts")
-        self._check_stop()
-        self._serve_current_weights()
-        requests = [
-            GroupRequest(f"eval-{self.stage_index}/{i}", self.stage_index, i, spec.samples_per_prompt, self.version)
-            for i in chosen
-        ]
-        sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
-        began = time.perf_counter()
-        groups = self.rollouts.sample(requests, sampling, self.display.advance)
-        self.watch.ask_workers()
-        self.bubbles.forget()
-        self.lengths.observe("heldout", groups)
-        scores = with_language_loss(
-            summarize(groups, prompts, spec.k, spec.temperature), self._learner("language_loss")
-        )
-        self.counters.evaluate_s += time.perf_counter() - began
-        result = {"stage": self.stage_index, "weight_version": self.version, **scores}
-        self.evaluations.append(result)
-        self.run.journal("evaluated", **result)
-        self.sinks.evaluation(self.epoch, result)
-        self.display.advance(len(chosen), reward=result["pass@1"])
         self._finish_stage()
 
     def _finish_stage(self) -> None:

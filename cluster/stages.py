@@ -4,10 +4,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from actors.requests import GroupRequest, Sampling
+from cluster.bubbles import Bubbles
 from cluster.checkpoint import RunDirectory
 from cluster.display import Display
+from cluster.lengths import Lengths
+from cluster.rollouts import Rollouts
+from cluster.sinks import Sinks
 from cluster.spec import Spec
 from cluster.summary import Counters
+from cluster.watch import Watch
+from trainer.evaluation import summarize, with_language_loss
 from trainer.schedule import learning_rate
 from trainer.solutions import References, count_solutions, sft_steps
 from trainer.spec import EvaluateStage
@@ -45,8 +52,15 @@ class RecipeStages:
     begun: bool
     epoch: int
     version: int
+    rollouts: Rollouts
+    bubbles: Bubbles
+    lengths: Lengths
+    sinks: Sinks
+    watch: Watch
+    evaluations: list[dict]
     _learner: Any
     _check_stop: Any
+    _serve_current_weights: Any
     _check_dropped: Any
     _checkpoint: Any
     _finish_stage: Any
@@ -72,6 +86,37 @@ class RecipeStages:
         self._learner("load_weights", [str(self.run.weights(model)) for model in models], list(shares))
         self.version += 1
         self.run.journal("weights_loaded", index=self.stage_index, models=list(models), shares=list(shares))
+
+    def _evaluate(self) -> None:
+        """Samples held-out prompts of the families that have training prompts; what is only pre-trained on enters the
+        language loss alone."""
+        spec = self.spec.evaluation
+        prompts = self.pools.heldout
+        families = {prompt.family for prompt in self.pools.train}
+        chosen = [i for i, prompt in enumerate(prompts) if prompt.family in families]
+        self.display.stage("evaluate", len(chosen), "prompts")
+        self._check_stop()
+        self._serve_current_weights()
+        requests = [
+            GroupRequest(f"eval-{self.stage_index}/{i}", self.stage_index, i, spec.samples_per_prompt, self.version)
+            for i in chosen
+        ]
+        sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
+        began = time.perf_counter()
+        groups = self.rollouts.sample(requests, sampling, self.display.advance)
+        self.watch.ask_workers()
+        self.bubbles.forget()
+        self.lengths.observe("heldout", groups)
+        scores = with_language_loss(
+            summarize(groups, prompts, spec.k, spec.temperature), self._learner("language_loss")
+        )
+        self.counters.evaluate_s += time.perf_counter() - began
+        result = {"stage": self.stage_index, "weight_version": self.version, **scores}
+        self.evaluations.append(result)
+        self.run.journal("evaluated", **result)
+        self.sinks.evaluation(self.epoch, result)
+        self.display.advance(len(chosen), reward=result["pass@1"])
+        self._finish_stage()
 
     def _teach(self, stage: Supervised) -> None:
         """Next-token training, in chunks that end where tokens are counted to a mark."""

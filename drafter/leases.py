@@ -8,6 +8,7 @@ back; a holder that does not give it back in time is given up, and its worker ge
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 COUNTED_STRETCH_S = 1.0
 """Idle stretches of at least this length are what harvesting is judged by."""
@@ -44,6 +45,24 @@ class BubbleStats:
     """For each lease, from its end to its return."""
     stretches: list[tuple[str, float, float, float]] = field(default_factory=list)
     """(worker, begin, end, harvested seconds) of every idle stretch."""
+
+    def row(self, workers: Sequence[str]) -> dict[str, Any]:
+        """As it stands in metrics.jsonl; `workers` are shown also where they were not idle."""
+        idle, harvested = dict.fromkeys(workers, 0.0), dict.fromkeys(workers, 0.0)
+        for worker, begin, end, used_s in self.stretches:
+            idle[worker] = idle.get(worker, 0.0) + end - begin
+            harvested[worker] = harvested.get(worker, 0.0) + used_s
+        return {
+            "idle_s": self.idle_s,
+            "harvested_s": self.harvested_s,
+            "long_idle_s": self.counted_idle_s,
+            "long_harvested_s": self.counted_harvested_s,
+            "idle_by_worker": idle,
+            "harvested_by_worker": harvested,
+            "late_s": self.late_s,
+            "give_back_s": [round(s, 4) for s in self.give_back_s],
+            "stretches": [[w, round(a, 3), round(b, 3), round(h, 3)] for w, a, b, h in self.stretches],
+        }
 
 
 class Leases:

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.engine import Engine, EngineConfig
+from actors.engine import Engine
+from actors.engine_config import EngineConfig
 
 
 class EngineHost:

@@ -19,7 +19,7 @@ def stack(ray_cluster, tmp_path_factory):
     """A rollout worker and a learner rank on the same small model, version 0, cut into many small buckets."""
     import ray
 
-    from actors.engine import EngineConfig
+    from actors.engine_config import EngineConfig
     from actors.learner import LearnerRank
     from actors.learner_config import LearnerConfig
     from actors.rollout import RolloutWorker

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import EngineConfig
+from actors.engine_config import EngineConfig
 from actors.speculation import Speculation
 from drafter.config import HeadConfig
 from drafter.features import FeatureSequence

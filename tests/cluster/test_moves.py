@@ -32,7 +32,7 @@ def stack(ray_cluster, tmp_path_factory) -> tuple[dict, Pools]:
     """Two rollout workers with few slots, and their pools."""
     import ray
 
-    from actors.engine import EngineConfig
+    from actors.engine_config import EngineConfig
     from actors.rollout import RolloutWorker
 
     tiny = TinySpec(layers=2, hidden_size=64, intermediate_size=128, kv_heads=1)
