@@ -23,6 +23,7 @@ def small() -> dict:
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory):
     """Address of a Ray cluster with two cores, up for the whole session."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # on a machine that does other things too
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     import ray
 
