@@ -32,3 +32,18 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory):
     )
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished(ray_cluster, tmp_path_factory):
+    """Directory of a run of the small spec that nothing interrupted."""
+    from cluster.checkpoint import RunDirectory
+    from cluster.display import Display
+    from cluster.launch import train
+    from cluster.spec import parse_spec
+
+    data = yaml.safe_load(SMALL.read_text())
+    data["cluster"]["address"] = ray_cluster
+    run = RunDirectory(tmp_path_factory.mktemp("runs") / "whole")
+    train(parse_spec(data, "test"), run.path, Display("whole"))
+    return run

@@ -42,15 +42,6 @@ def decisions(run: RunDirectory) -> dict[int, tuple]:
     return found
 
 
-@pytest.fixture(scope="module")
-def finished(ray_cluster, tmp_path_factory) -> RunDirectory:
-    """A run that nothing interrupted."""
-    data = yaml.safe_load((Path(__file__).parents[1] / "small.yaml").read_text())
-    run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    train(spec_of(data, ray_cluster), run_dir, Display("whole"))
-    return RunDirectory(run_dir)
-
-
 def test_a_run_leaves_what_the_contract_lists(finished):
     summary = json.loads((finished.path / "summary.json").read_text())
     assert summary["status"] == "finished"
