@@ -40,9 +40,11 @@ def cause_of(error: Any) -> BaseException:
 
 
 def told(cause: BaseException) -> str:
-    """Kind and message; what Ray says of a dead actor goes on for a page."""
+    """Kind and message; what Ray says of a dead actor goes on for a page, and of one that could not begin the reason is
+    its last line."""
     import ray
 
     message = str(cause)
-    first = message.splitlines()[0] if isinstance(cause, ray.exceptions.RayError) and message else message
-    return f"{type(cause).__name__}: {first}"
+    if isinstance(cause, ray.exceptions.RayError) and (lines := message.strip().splitlines()):
+        message = lines[-1] if "creation task" in lines[0] else lines[0]
+    return f"{type(cause).__name__}: {message}"

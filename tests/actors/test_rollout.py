@@ -1,5 +1,6 @@
 """A rollout worker on the real engine: what it accepts, what it refuses, and in which order weights arrive."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def collect(worker, count: int) -> list:
 
     groups: list = []
     while len(groups) < count:
-        groups += ray.get(worker.collect.remote(5))
+        groups += ray.get(worker.collect.remote(5)).items
     return groups
 
 
@@ -73,11 +74,54 @@ def test_buckets_that_arrive_in_the_wrong_order_load_in_the_right_one_and_stale_
 
     worker, rank = stack
     sent = ray.get(rank.publish.remote([worker], 1, 60))
-    assert sent > 3 * 20_000  # several buckets, two in flight at a time
+    assert sent.bytes > 3 * 20_000  # several buckets, two in flight at a time
     with pytest.raises(ray.exceptions.RayTaskError, match="asks for weight version 0, version 1 is in service"):
         ray.get(worker.submit.remote([GroupRequest("1/a", 1, 0, 2, 0)], SAMPLING))
+    assert sent.failed == {}
     late = worker.load.remote([ray.put([])], 1, 2, 30)
     early = worker.load.remote([ray.put([])], 0, None, 30)
     assert ray.get([early, late]) == [0, 0]
     ray.get(worker.submit.remote([GroupRequest("2/a", 2, 0, 2, 2)], SAMPLING))
     assert collect(worker, 1)[0].weight_version == 2
+
+
+def test_a_publish_reaches_the_others_when_workers_are_dead_deaf_or_lie(stack):
+    import ray
+
+    class Liar:
+        """Takes every bucket, and says that it was another one."""
+
+        def load(self, refs: list, index: int, last_version: int | None, timeout_s: float) -> int:
+            return 1
+
+    class Deaf:
+        def load(self, refs: list, index: int, last_version: int | None, timeout_s: float) -> int:
+            time.sleep(60)
+            return 0
+
+    worker, rank = stack
+    liar, deaf, dead = (ray.remote(kind).options(num_cpus=0).remote() for kind in (Liar, Deaf, Liar))
+    ray.get(dead.load.remote([], 0, None, 1))
+    ray.kill(dead)
+    sent = ray.get(rank.publish.remote([dead, worker, deaf, liar], 3, 2))
+    assert {0, 2, 3} == sent.failed.keys()
+    assert "died" in sent.failed[0]
+    assert sent.failed[2] == "no bucket loaded within 2 s"
+    assert "checksum 0000000000000001" in sent.failed[3]
+    ray.get(worker.submit.remote([GroupRequest("3/a", 3, 0, 2, 3)], SAMPLING))
+    assert collect(worker, 1)[0].weight_version == 3
+    for actor in (liar, deaf):
+        ray.kill(actor)
+
+
+def test_an_abandoned_group_leaves_nothing_behind(stack):
+    import ray
+
+    worker, _ = stack
+    version = 3
+    ray.get(worker.submit.remote([GroupRequest(f"4/{i}", 4, 0, 8, version) for i in "ab"], SAMPLING))
+    ray.get(worker.abandon.remote(["4/a", "of another worker"]))
+    left = collect(worker, 1) + ray.get(worker.collect.remote(0.5)).items
+    assert "4/b" in {group.id for group in left}
+    ray.get(worker.submit.remote([GroupRequest("5/a", 5, 0, 2, version)], SAMPLING))
+    assert "5/a" in {group.id for group in collect(worker, 1)}

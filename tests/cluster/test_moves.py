@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +30,8 @@ LONG = Sampling("train", 600, 0.0)
 
 
 @pytest.fixture(scope="module")
-def stack(ray_cluster, tmp_path_factory) -> tuple[dict, Pools]:
-    """Two rollout workers with few slots, and their pools."""
+def stack(ray_cluster, tmp_path_factory) -> SimpleNamespace:
+    """Two rollout workers with few slots, their pools, and how to start another one."""
     import ray
 
     from actors.engine_config import EngineConfig
@@ -43,13 +45,17 @@ def stack(ray_cluster, tmp_path_factory) -> tuple[dict, Pools]:
     )
     task = TaskSpec(sources=[source], template="{question}")
     pools = Pools(build_pools(task, load_tokenizer(Path(path)), 42).train, [])
-    engines = {name: EngineConfig(str(path), "float32", 640, SLOTS, 2**26, 0.5, 1, 1, 0) for name in "ab"}
+    engine = EngineConfig(str(path), "float32", 640, SLOTS, 2**26, 0.5, 1, 1, 0)
     actor = ray.remote(RolloutWorker).options(num_cpus=0.5, max_concurrency=8, runtime_env=ENVIRONMENT)
     by_name = {"train": pools.train, "heldout": []}
-    workers = {name: actor.remote(engine, task, by_name, 5) for name, engine in engines.items()}
-    ray.get([worker.ready.remote() for worker in workers.values()])
-    yield workers, pools
-    for worker in workers.values():
+
+    def start() -> Any:
+        return actor.remote(engine, task, by_name, 5)
+
+    handles = {name: start() for name in "ab"}
+    ray.get([worker.ready.remote() for worker in handles.values()])
+    yield SimpleNamespace(handles=handles, pools=pools, start=start)
+    for worker in handles.values():
         ray.kill(worker)
 
 
@@ -58,7 +64,7 @@ def collect(worker, count: int) -> list:
 
     found: list = []
     while len(found) < count:
-        found += ray.get(worker.collect.remote(5))
+        found += ray.get(worker.collect.remote(5)).items
     return found
 
 
@@ -78,7 +84,7 @@ def equal(one: Group, other: Group) -> bool:
 def test_moved_twice_and_back_a_response_has_the_tokens_and_logprobs_that_it_would_have_had(stack):
     import ray
 
-    a, b = stack[0].values()
+    a, b = stack.handles.values()
     ray.get(a.submit.remote(requests(0, 2), LONG))
     unmoved = {group.id: group for group in collect(a, 4)}
 
@@ -113,15 +119,14 @@ def test_moved_twice_and_back_a_response_has_the_tokens_and_logprobs_that_it_wou
     assert all(equal(groups[id], unmoved[id]) for id in groups)
 
 
-def rollouts_of(stack, small: dict, journal: Callable[..., None]) -> Rollouts:
-    handles, pools = stack
+def rollouts_of(stack, small: dict, journal: Callable[..., None], crew: Any = None) -> Rollouts:
     small["run"]["deterministic"] = False
     small["rollout"]["max_running_requests"] = SLOTS
     spec = parse_spec(small, "test")
-    actors = Actors(dict(handles), {}, [], None, {}, {}, None)
+    actors = Actors(dict(stack.handles), {}, [], None, {}, {}, None, crew)
     workers = Workers(spec, actors, journal, print)
     bubbles = Bubbles(spec, actors, workers, journal)
-    return Rollouts(spec, workers, 99, Lengths(pools), bubbles, journal, lambda: None, lambda: None)
+    return Rollouts(spec, workers, 99, Lengths(stack.pools), bubbles, journal, lambda: None, lambda: None)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
@@ -131,9 +136,9 @@ def test_an_idle_worker_takes_over_from_the_queue_of_a_straggler(stack, small, s
 
     events: list[tuple[str, dict]] = []
     request = GroupRequest("7/0", 7, 0, RESPONSES, 0)
-    ray.get(stack[0]["a"].submit.remote([request], sampling))
+    ray.get(stack.handles["a"].submit.remote([request], sampling))
     began = time.perf_counter()
-    unmoved = collect(stack[0]["a"], 1)[0]
+    unmoved = collect(stack.handles["a"], 1)[0]
     alone_s = time.perf_counter() - began
 
     began = time.perf_counter()
@@ -158,12 +163,60 @@ def test_an_idle_worker_takes_over_from_the_queue_of_a_straggler(stack, small, s
         assert same >= RESPONSES - SLOTS * len(moves)
 
 
+class Crew:
+    """Starts another worker for a lost one, on the same Ray."""
+
+    replaces = True
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self.start_worker = lambda name: self.started.append(start()) or self.started[-1]
+        self.started: list[Any] = []
+
+    def end(self, handle: Any) -> None:
+        import ray
+
+        ray.kill(handle)
+
+    def node_of(self, name: str) -> str:
+        return "here"
+
+    def leaving_nodes(self) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize("which", ["to", "from"])
+def test_what_was_moved_survives_the_loss_of_its_holder_and_of_its_owner(stack, small, which):
+    """The group is dropped wherever parts of it are, and sampled again as a whole; others are not touched."""
+    import ray
+
+    events: list[tuple[str, dict]] = []
+
+    def journal(event: str, **fields) -> None:
+        events.append((event, fields))
+        if event == "moved" and not any(name == "worker_lost" for name, _ in events):
+            ray.kill(stack.handles[fields[which]])
+
+    crew = Crew(stack.start)
+    ray.get([handle.ready.remote() for handle in stack.handles.values()])
+    rollouts = rollouts_of(stack, small, journal, crew)
+    (group,) = rollouts.sample([GroupRequest("9/0", 9, 0, RESPONSES, 0)], SAMPLED)
+    for lost in [fields["worker"] for event, fields in events if event == "worker_lost"]:
+        stack.handles[lost] = crew.started.pop()  # for the tests to come
+    named = [event for event, _ in events]
+    assert "moved" in named
+    assert named.count("worker_lost") == 1
+    assert [fields["groups"] for event, fields in events if event == "reissued"] == [["9/0"]]
+    assert named.count("completed") == 1
+    assert len(group) == RESPONSES
+    assert len(group.token_ids) == len(group.logprobs) == group.lengths.sum()
+
+
 def test_a_holder_that_dies_and_cannot_be_replaced_is_named(stack, small):
     import ray
 
     def kill(event: str, **fields) -> None:
         if event == "moved":
-            ray.kill(stack[0][fields["to"]])
+            ray.kill(stack.handles[fields["to"]])
 
     with pytest.raises(ActorLost, match=r"^b is lost: ActorDiedError"):
         rollouts_of(stack, small, kill).sample([GroupRequest("8/0", 8, 0, RESPONSES, 0)], SAMPLED)
