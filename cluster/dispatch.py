@@ -36,6 +36,11 @@ class Dispatcher:
         """Groups that have not come back yet, those that are sampled once more included."""
         return sum(map(len, (self._waiting, *self._again.values(), *self._out.values())))
 
+    @property
+    def busy(self) -> set[str]:
+        """The workers that have groups."""
+        return {worker for worker, groups in self._out.items() if groups}
+
     def waits_for(self) -> dict[str, list[str]]:
         """Ids outstanding per worker, for messages and the journal."""
         return {worker: sorted(groups) for worker, groups in self._out.items() if groups}

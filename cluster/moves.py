@@ -6,7 +6,7 @@ were split between it and others are dropped everywhere, and sampled again as a 
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from actors.handover import Delivery, Progress
 from actors.requests import Sampling
@@ -17,6 +17,10 @@ from trainer.types import Group
 
 CHECK_S = 1.0
 """While the same workers stay idle, moves are considered this often."""
+
+SHARE = 0.25
+"""Of the time that may go into considering moves when idle workers come one after another: of a thousand, each one would
+have all the others asked."""
 
 FIRST_MOVE_S = 0.1
 """What a move is thought to cost beside its prefill before the first one was measured."""
@@ -29,6 +33,7 @@ class Mover:
         self._move_s = FIRST_MOVE_S
         self._away: dict[str, tuple[str, str]] = {}  # response id: owner and holder
         self._considered: tuple[frozenset[str], float] = frozenset(), 0.0
+        self._took_s = 0.0
 
     def holders(self) -> dict[str, list[str]]:
         """Ids of the responses that went to each worker and have not come back."""
@@ -45,7 +50,9 @@ class Mover:
         serving = self._workers.serving
         idle = frozenset(serving).difference(busy, self.holders())
         before, asked = self._considered
-        if not idle or (idle == before and time.monotonic() - asked < CHECK_S):
+        began = time.monotonic()
+        pause_s = CHECK_S if idle == before else self._took_s / SHARE
+        if not idle or began - asked < pause_s:
             return
         reports = self._workers.ask("progress", dict.fromkeys(serving, ()))
         for progress in reports.values():
@@ -53,9 +60,11 @@ class Mover:
         speed = self._times.speed()
         if speed is None:
             return
-        unfinished = {worker: self._unfinished(progress, sampling, step_tokens) for worker, progress in reports.items()}
+        means = self._lengths.expected(sampling.pool)[:, 0].tolist()
+        unfinished = {name: _unfinished(progress, means, sampling, step_tokens) for name, progress in reports.items()}
         self._carry_out(plan(unfinished, speed, self._move_s), journal)
-        self._considered = idle.difference(self.holders()), time.monotonic()
+        now = time.monotonic()
+        self._considered, self._took_s = (idle.difference(self.holders()), now), now - began
 
     def settle(self, holder: str, finished: Iterable[Group | Delivery]) -> list[Group]:
         """Send home what `holder` has finished for others; the groups among what it has finished."""
@@ -90,16 +99,6 @@ class Mover:
         self._workers.ask("abandon", {name: (sorted(group_ids),) for name, group_ids in parts.items()})
         return {group_id for group_id, owner in split.items() if owner != worker}
 
-    def _unfinished(self, progress: Progress, sampling: Sampling, step_tokens: float) -> list[Unfinished]:
-        expected = self._lengths.expected(sampling.pool)[:, 0]
-        return [
-            Unfinished(
-                r.id, r.prompt_tokens + r.tokens,
-                remaining_tokens(expected[r.prompt], r.tokens, sampling.max_tokens) / step_tokens, r.waiting,
-            )
-            for r in progress.responses
-        ]  # fmt: skip
-
     def _carry_out(self, planned: Plan, journal: Callable[..., None]) -> None:
         for (giver, taker), request_ids in planned.moves.items():
             began = time.monotonic()
@@ -116,3 +115,14 @@ class Mover:
                 "predicted_s": [round(planned.before_s, 3), round(planned.after_s, 3)],
             }  # fmt: skip
             journal("moved", **fields)
+
+
+def _unfinished(progress: Progress, means: Sequence[float], sampling: Sampling, step_tokens: float) -> list[Unfinished]:
+    """`means`: expected tokens of a response, by prompt."""
+    return [
+        Unfinished(
+            r.id, r.prompt_tokens + r.tokens,
+            remaining_tokens(means[r.prompt], r.tokens, sampling.max_tokens) / step_tokens, r.waiting,
+        )
+        for r in progress.responses
+    ]  # fmt: skip

@@ -21,7 +21,10 @@ from cluster.workers import POLL_S, Workers
 from trainer.types import Group
 
 COLLECT_S = 0.5
-"""A worker answers `collect` after at most this long, so that a stop request or a stall is noticed."""
+"""Longest wait for any answer, so that a stop request or a stall is noticed."""
+
+EMPTY_ANSWERS_PER_S = 200.0
+"""Of all workers together: many of them wait longer for something to tell, or the driver would do little but listen."""
 
 ROOM = 1.25
 """Responses given to a worker, relative to what its engine decodes together: the rest waits inside, so that no slot of
@@ -64,12 +67,12 @@ class Rollouts:
             before, members = members, self._admit(dispatcher, members)
             if not deterministic or len(members) == self._spec.rollout.workers.min:
                 self._send(dispatcher.assign(), sampling)
-            busy = dispatcher.waits_for()
+            busy = dispatcher.busy
             if members != before or not busy:  # workers that are awaited have limits of their own
                 silence.broken()
             if not deterministic:
                 self._mover.consider(busy, sampling, self._bubbles.step_tokens, self._journal)
-            awaited = busy.keys() | self._mover.holders().keys()
+            awaited = busy | self._mover.holders().keys()
             self._bubbles.tick(awaited)
             for worker, items in self._collect(awaited):
                 finished = self._checked(worker, self._mover.settle(worker, items), dispatcher, sampling)
@@ -83,7 +86,7 @@ class Rollouts:
             self._give_up(dispatcher)
             self._workers.release(awaited)
             self._check_stop()
-            silence.look(f"groups: {busy or 'none is out'}, responses moved: {self._mover.holders() or 'none'}")
+            silence.look(lambda: self._told(dispatcher))
         self._workers.release(())
         self._bubbles.over()
         return [groups[request.id] for request in requests]
@@ -102,17 +105,24 @@ class Rollouts:
             raise ActorLost(f"no rollout worker is left, and {dispatcher.open_groups} groups wait for one")
         return serving
 
+    def _told(self, dispatcher: Dispatcher) -> str:
+        busy, holders = dispatcher.waits_for(), self._mover.holders()
+        return f"groups: {busy or 'none is out'}, responses moved: {holders or 'none'}"
+
     def _collect(self, awaited: set[str]) -> list[tuple[str, list[Any]]]:
         """What these have finished, of those who answer within COLLECT_S. Who is silent for too long is lost."""
         import ray
 
-        collects = self._collects
+        collects, limit = self._collects, self._spec.limits.worker_timeout_s
+        answer_s = min(max(COLLECT_S, len(awaited) / EMPTY_ANSWERS_PER_S), max(COLLECT_S, limit / 8))
         for worker in awaited - set(collects.values()):
             if worker in self._workers.handles:
-                collects[self._workers.handles[worker].collect.remote(COLLECT_S)] = worker
+                collects[self._workers.handles[worker].collect.remote(answer_s)] = worker
         if not collects:
             time.sleep(POLL_S)
-        ready = ray.wait(list(collects), timeout=COLLECT_S)[0] if collects else []
+        ready, rest = ray.wait(list(collects), timeout=COLLECT_S) if collects else ([], [])
+        if ready and rest:  # all that is there: what follows is done once for all of them
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         answers = []
         for ref in ready:
             worker = collects.pop(ref)
@@ -121,7 +131,6 @@ class Rollouts:
                 self._workers.fleet.heard(worker, time.monotonic() - found.step_s)
                 answers.append((worker, found.items))
         suspects, silent = self._workers.fleet.look(awaited, time.monotonic())
-        limit = self._spec.limits.worker_timeout_s
         for worker in suspects:
             on_stall.get()(f"{worker}, to answer or to end a step of its engine", limit / 2, limit)
         for worker in silent:
@@ -169,16 +178,16 @@ class _Silence:
     def broken(self) -> None:
         self._since, self._told = time.monotonic(), False
 
-    def look(self, what: str) -> None:
-        """Raises ActorLost at the limit; tells at half of it."""
+    def look(self, what: Callable[[], str]) -> None:
+        """Raises ActorLost at the limit; tells at half of it. `what` is waited for, in words."""
         silent_s = time.monotonic() - self._since
         if silent_s > self._limit_s:
             raise ActorLost(
-                f"no group came back for limits.rollout_timeout_s = {self._limit_s:g} s; waiting for {what}"
+                f"no group came back for limits.rollout_timeout_s = {self._limit_s:g} s; waiting for {what()}"
             )
         if silent_s > self._limit_s / 2 and not self._told:
             self._told = True
-            on_stall.get()(what, silent_s, self._limit_s)
+            on_stall.get()(what(), silent_s, self._limit_s)
 
 
 def _number(worker: str) -> tuple[int, str]:

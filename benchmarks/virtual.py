@@ -1,0 +1,473 @@
+"""The real driver in virtual time: any number of sleeping workers in one process, without Ray.
+
+Everything of a run is the product's (driver, allocator, dispatcher, fleet, moves, lengths, journal, checkpoints, and
+below them the workers' groups and handover); `VirtualRay` carries the messages, and engines and learner only take time.
+An event is the end of a step, the arrival of a message or a timeout. The driver is charged for what it does: the
+processor time that its own code takes here, while it runs, and for each message what `Costs` says of the real Ray.
+"""
+
+import contextlib
+import gc
+import heapq
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray as real_ray
+
+import cluster.bubbles
+import cluster.checkpoint
+import cluster.driver
+import cluster.moves
+import cluster.rollouts
+import cluster.serving
+import cluster.stages
+import cluster.summary
+import cluster.watch
+import cluster.workers
+from actors.allocator import AllocatorActor
+from actors.figures import LearnerFigures
+from actors.handover import Handover
+from actors.publish import Published
+from actors.rollout import Collected, RolloutWorker
+from benchmarks.sleeping import Mute, Pace, SleepingEngine, luck
+from cluster.allocation import allocator_arguments
+from cluster.checkpoint import RunDirectory
+from cluster.display import Display
+from cluster.driver import Driver
+from cluster.metrics import Metrics
+from cluster.placement import Actors
+from cluster.sinks import Sinks
+from cluster.spec import Spec
+
+CLOCKED = (
+    cluster.bubbles, cluster.checkpoint, cluster.driver, cluster.moves, cluster.rollouts, cluster.serving,
+    cluster.stages, cluster.summary, cluster.watch, cluster.workers,
+)  # fmt: skip
+"""Modules that read the clock or sleep while a run goes on."""
+EPOCH_S = 1.8e9
+"""What `time.time` gives when the simulation begins."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the driver, per message; `Costs()` are of a driver that takes no time for them."""
+
+    call_s: float = 0.0
+    """One `.remote`."""
+    wait_s: float = 0.0
+    wait_ref_s: float = 0.0
+    """One `ray.wait`, and for each reference in it."""
+    get_s: float = 0.0
+    """One answer taken in."""
+    group_s: float = 0.0
+    """Each group in an answer."""
+    latency_s: float = 0.0005
+    """A message's way; the driver does not wait for it unless it waits for an answer."""
+    own_code: bool = False
+    """Whether the processor time of the driver's own code counts."""
+
+
+class Clock:
+    """Virtual seconds, and what happens when. Stands where the module `time` does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[..., None], tuple]] = []
+        self._numbers = itertools.count()
+        self.sleep: Callable[[float], None] = self.run_until
+
+    def at(self, when: float, happens: Callable[..., None], *args: Any) -> None:
+        heapq.heappush(self._events, (when, next(self._numbers), happens, args))
+
+    def after(self, seconds: float, happens: Callable[..., None], *args: Any) -> None:
+        self.at(self.now + seconds, happens, *args)
+
+    def run_until(self, when: float, enough: Callable[[], bool] = lambda: False) -> None:
+        """Let all happen that happens before, or until it is enough."""
+        while self._events and self._events[0][0] <= when and not enough():
+            at, _, happens, args = heapq.heappop(self._events)
+            self.now = max(self.now, at)
+            happens(*args)
+        if not enough():
+            self.now = max(self.now, when)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def time(self) -> float:
+        return EPOCH_S + self.now
+
+
+class Ref:
+    __slots__ = ("error", "ready", "value", "waiter")
+
+    def __init__(self) -> None:
+        self.ready, self.value, self.error = False, None, None
+        self.waiter: Any = None
+
+    def resolve(self, value: Any, error: BaseException | None = None) -> None:
+        if not self.ready:
+            self.ready, self.value, self.error = True, value, error
+            if self.waiter is not None:
+                self.waiter.missing -= 1
+
+
+class _Waiter:
+    def __init__(self, refs: Sequence[Ref], wanted: int) -> None:
+        ready = sum(ref.ready for ref in refs)
+        self.missing = min(wanted, len(refs)) - ready
+        for ref in refs:
+            ref.waiter = self
+
+    def enough(self) -> bool:
+        return self.missing <= 0
+
+
+class VirtualRay:
+    """What the driver uses of the module `ray`."""
+
+    exceptions = real_ray.exceptions
+
+    def __init__(self, clock: Clock, costs: Costs) -> None:
+        self.clock, self.costs = clock, costs
+        self.driver_s = 0.0
+        """Charged to the driver so far; of it its own code took `code_s`."""
+        self.code_s = 0.0
+        self.messages = 0
+        clock.sleep = self._sleep
+        self._left = time.thread_time()
+
+    @contextlib.contextmanager
+    def charged(self, seconds: float) -> Iterator[None]:
+        """The driver comes here from its own code, and is charged for that and for the message; what is done inside is
+        the simulator's work."""
+        code_s = time.thread_time() - self._left if self.costs.own_code else 0.0
+        self.code_s += code_s
+        self.driver_s += code_s + seconds
+        self.clock.run_until(self.clock.now + code_s + seconds)
+        try:
+            yield
+        finally:
+            self._left = time.thread_time()
+
+    def wait(self, refs: list[Ref], num_returns: int = 1, timeout: float | None = None) -> tuple[list[Ref], list[Ref]]:
+        with self.charged(self.costs.wait_s + self.costs.wait_ref_s * len(refs)):
+            self._until(refs, num_returns, timeout)
+            ready = [ref for ref in refs if ref.ready][:num_returns]
+            taken = set(map(id, ready))
+            return ready, [ref for ref in refs if id(ref) not in taken]
+
+    def get(self, refs: Any, timeout: float | None = None) -> Any:
+        several = refs if isinstance(refs, list) else [refs]
+        with self.charged(self.costs.get_s * len(several)):
+            if not self._until(several, len(several), timeout):
+                raise self.exceptions.GetTimeoutError("virtual")
+            groups = sum(len(ref.value.items) for ref in several if isinstance(ref.value, Collected))
+            self.driver_s += self.costs.group_s * groups
+            self.clock.run_until(self.clock.now + self.costs.group_s * groups)
+            for ref in several:
+                if ref.error is not None:
+                    raise ref.error
+            return [ref.value for ref in several] if several is refs else refs.value
+
+    def put(self, value: Any) -> Ref:
+        ref = Ref()
+        ref.resolve(value)
+        return ref
+
+    def _until(self, refs: Sequence[Ref], wanted: int, timeout: float | None) -> bool:
+        """Whether as many are ready in time."""
+        waiter = _Waiter(refs, wanted)
+        self.clock.run_until(self.clock.now + (math.inf if timeout is None else timeout), waiter.enough)
+        return waiter.enough()
+
+    def _sleep(self, seconds: float) -> None:
+        with self.charged(0.0):
+            self.clock.run_until(self.clock.now + seconds)
+
+
+class Process:
+    """An actor's process; messages take their time to it and back. `takes_s`: seconds of its calls, by method."""
+
+    def __init__(self, ray: VirtualRay, actor: Any, takes_s: dict[str, float] | None = None) -> None:
+        self.ray, self.actor, self.alive = ray, actor, True
+        self._takes_s = takes_s or {}
+        self._open: set[Ref] = set()
+
+    def __getattr__(self, method: str) -> "_Method":
+        return _Method(self, method)
+
+    def send(self, method: str, args: tuple) -> Ref:
+        """A message, from whomever."""
+        ref, ray = Ref(), self.ray
+        ray.messages += 1
+        if not self.alive:
+            ray.clock.after(ray.costs.latency_s, ref.resolve, None, ray.exceptions.RayActorError())
+            return ref
+        self._open.add(ref)
+        ray.clock.after(ray.costs.latency_s, self.arrives, method, args, ref)
+        return ref
+
+    def arrives(self, method: str, args: tuple, ref: Ref) -> None:
+        self.ray.clock.after(self._takes_s.get(method, 0.0), self.does, method, args, ref)
+
+    def does(self, method: str, args: tuple, ref: Ref) -> None:
+        if self.alive:
+            self.answers(ref, getattr(self.actor, method)(*args))
+
+    def answers(self, ref: Ref, value: Any) -> None:
+        if self.alive:
+            self._open.discard(ref)
+            self.ray.clock.after(self.ray.costs.latency_s, ref.resolve, value)
+
+    def dies(self) -> None:
+        self.alive = False
+        for ref in self._open:
+            ref.resolve(None, self.ray.exceptions.RayActorError())
+        self._open.clear()
+
+
+class _Method:
+    def __init__(self, process: Process, name: str) -> None:
+        self._process, self._name = process, name
+
+    def remote(self, *args: Any) -> Ref:
+        with self._process.ray.charged(self._process.ray.costs.call_s):
+            return self._process.send(self._name, args)
+
+
+class VirtualEngine(SleepingEngine):
+    stride = 1
+    """Steps that the next call of `step` stands for; the time that they take has passed."""
+
+    def step(self) -> list[Any]:
+        return self.end(self.stride)
+
+    def load_bucket(self, ref: Any) -> int:
+        return 0
+
+
+class VirtualWorker(RolloutWorker):
+    """The real worker without its threads: what they would do is done when it is time for it."""
+
+    def _own_engine(self, config: Any, task: Any) -> None:
+        self._engine: Any = VirtualEngine(config)
+        self._handover = Handover(self._engine, self._open, self._pools, self._run_seed)
+        self._tokenizer, self._grade = Mute(), luck
+        self._ready.set_result(({}, []))
+
+    def _call(self, fn: Callable[..., Any], *args: Any) -> Any:
+        return fn(*args)
+
+    def grade_all(self) -> None:
+        while not self._ungraded.empty():
+            self._finished.put(self._close(self._ungraded.get()))
+
+
+class WorkerProcess(Process):
+    """Steps its engine while there is work. Many steps are one event, unless a message comes: that is heard when the
+    step is over, as in the real worker."""
+
+    def __init__(self, ray: VirtualRay, pace: Pace, pools: dict[str, Any], seed: int, start_s: float = 0.0) -> None:
+        super().__init__(ray, VirtualWorker(pace, None, pools, seed))  # type: ignore[arg-type]
+        self.actor.ready()
+        self._up_at = ray.clock.now + start_s
+        self._inbox: list[tuple[str, tuple, Ref]] = []
+        self._collector: Ref | None = None
+        self._stride: tuple[float, float, float, int] | None = None
+        """When it began, seconds of its first step and of each further one, steps."""
+        self.tokens = 0
+        self.hangs = False
+
+    def arrives(self, method: str, args: tuple, ref: Ref) -> None:
+        if not self.alive or self.hangs:
+            return
+        if method == "ready":
+            self.ray.clock.at(max(self._up_at, self.ray.clock.now), self.does, method, args, ref)
+        elif method == "collect":
+            self._collector = ref
+            self._answer_collector()
+            self.ray.clock.after(args[0], self._give_up_collecting, ref)
+        else:
+            self._inbox.append((method, args, ref))
+            if self._stride is None:
+                self._go_on()
+            else:
+                self._shorten()
+
+    def _go_on(self) -> None:
+        while self._inbox:
+            self.does(*self._inbox.pop(0))
+        self.actor.grade_all()
+        self._answer_collector()
+        self._stride = None
+        if self.alive and self.actor._engine.busy:
+            self._stride = stride = (self.ray.clock.now, *self.actor._engine.begin())
+            self._ends(stride, stride[3])
+
+    def _shorten(self) -> None:
+        assert self._stride is not None
+        began, first_s, each_s, steps = self._stride
+        late_s = max(self.ray.clock.now - began - first_s, 0.0)
+        until = 1 + math.ceil(late_s / each_s - 1e-9)
+        if until < steps:
+            self._stride = stride = (began, first_s, each_s, until)
+            self._ends(stride, until)
+
+    def _ends(self, stride: tuple[float, float, float, int], steps: int) -> None:
+        began, first_s, each_s, _ = stride
+        when = max(began + first_s + (steps - 1) * each_s, self.ray.clock.now)
+        self.ray.clock.at(when, self._stepped, stride)
+
+    def _stepped(self, stride: tuple[float, float, float, int]) -> None:
+        if not self.alive or self.hangs or self._stride is not stride:
+            return
+        _, first_s, each_s, steps = stride
+        engine, handover = self.actor._engine, self.actor._handover
+        engine.stride = steps
+        handover.timed(first_s)
+        running = len(engine._running)
+        self.actor._step()
+        if steps > 1:
+            engine.last_step = (running, 0)
+            handover.timed(each_s)
+        self.tokens += running * steps * engine.pace.tokens_per_step
+        self._go_on()
+
+    def _answer_collector(self) -> None:
+        if self._collector is not None and not self.actor._finished.empty():
+            ref, self._collector = self._collector, None
+            self.answers(ref, self.actor.collect(0.0))
+
+    def _give_up_collecting(self, ref: Ref) -> None:
+        if self._collector is ref and not self.hangs:
+            self._collector = None
+            self.answers(ref, self.actor.collect(0.0))
+
+
+class Learner:
+    """Learns nothing; every update makes another weight version."""
+
+    def __init__(self, ray: VirtualRay) -> None:
+        self._ray = ray
+
+    def update(self, groups: Ref, learning_rate: float) -> dict[str, float]:
+        return {"updates": 1, "dropped": 0, "loss": 0.0, "learning_rate": learning_rate}
+
+    def take_figures(self) -> LearnerFigures:
+        return LearnerFigures()
+
+    def save(self, directory: str) -> None:
+        (Path(directory) / "learner").write_text("")
+
+    def export(self, directory: str) -> None:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+
+    def load(self, directory: str) -> None: ...
+
+    def reset_optimizer(self) -> None: ...
+
+
+class LearnerProcess(Process):
+    def does(self, method: str, args: tuple, ref: Ref) -> None:
+        if method != "publish":
+            super().does(method, args, ref)
+            return
+        workers, version, timeout_s = args
+        sent = [worker.send("load", ([None], 0, version, timeout_s)) for worker in workers]
+        self._settle(sent, ref)
+
+    def _settle(self, sent: list[Ref], ref: Ref) -> None:
+        if all(call.ready for call in sent):
+            failed = {n: str(call.error) for n, call in enumerate(sent) if call.error is not None}
+            self.answers(ref, Published(1.0, failed))
+        else:
+            self.ray.clock.after(0.01, self._settle, sent, ref)
+
+
+class Crew:
+    """Gives a process to every worker that is asked for, `start_s` later."""
+
+    replaces = True
+
+    def __init__(self, start: Callable[[float], WorkerProcess], start_s: float = 10.0) -> None:
+        self._start, self._start_s = start, start_s
+        self.started = 0
+
+    def start_worker(self, name: str) -> WorkerProcess:
+        self.started += 1
+        return self._start(self._start_s)
+
+    def end(self, handle: WorkerProcess) -> None:
+        handle.dies()
+
+    def node_of(self, worker: str) -> str:
+        return "node"
+
+    def leaving_nodes(self) -> dict[str, float]:
+        return {}
+
+    def ask_place(self, worker: str) -> None: ...
+
+    def give_back_place(self, worker: str) -> None: ...
+
+
+class Simulation:
+    """One run in virtual time; `driver.run_stages()` carries it out inside `with`."""
+
+    def __init__(self, spec: Spec, pace: Pace, prompts: int, run_dir: Path, costs: Costs, learn_s: float = 1.0) -> None:
+        self.clock = Clock()
+        self.ray = VirtualRay(self.clock, costs)
+        pools = pace.pools(prompts)
+        by_name = {"train": pools.train, "heldout": pools.heldout}
+
+        def start(start_s: float = 0.0) -> WorkerProcess:
+            return WorkerProcess(self.ray, pace, by_name, spec.run.seed, start_s)
+
+        self.workers = {f"rollout-{i}": start() for i in range(spec.rollout.workers.min)}
+        self.crew = Crew(start)
+        learner = LearnerProcess(self.ray, Learner(self.ray), {"update": learn_s})
+        allocator = Process(self.ray, AllocatorActor(**allocator_arguments(spec, pools.train)))
+        cores: dict[str, list[int]] = {name: [] for name in self.workers}
+        actors = Actors(self.workers, cores, [learner], allocator, {}, {}, None, self.crew)
+        self.run = RunDirectory(run_dir)
+        self.run.create()
+        self.metrics = Metrics()
+        sinks = Sinks([], self.run, spec.run.name)
+        with self._virtual():
+            self.driver = Driver(
+                spec, self.run, pools, 1000, actors, self.metrics, sinks, Display("virtual"), lambda: False,
+                self.clock.now,
+            )  # fmt: skip
+
+    def carry_out(self) -> dict[str, Any]:
+        """The run's summary."""
+        collected = gc.isenabled() and self.ray.costs.own_code
+        if collected:
+            gc.disable()  # the garbage is the simulator's, and the driver would pay for it
+        try:
+            with contextlib.closing(self.metrics), self._virtual():
+                return self.driver.run_stages()
+        finally:
+            if collected:
+                gc.enable()
+
+    @contextlib.contextmanager
+    def _virtual(self) -> Iterator[None]:
+        sys.modules["ray"] = self.ray  # type: ignore[assignment]
+        for module in CLOCKED:
+            module.time = self.clock  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            sys.modules["ray"] = real_ray
+            for module in CLOCKED:
+                module.time = time  # type: ignore[attr-defined]
