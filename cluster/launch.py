@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from actors.seeds import derive_seed
@@ -26,7 +25,7 @@ from cluster.remarks import objective_remarks
 from cluster.sinks import Sinks, check_sinks
 from cluster.spec import Spec, dump_spec, load_spec
 from cluster.stages import check_solutions, check_starts
-from trainer.models import load_tokenizer, prepare_model
+from trainer.models import load_config, load_tokenizer, prepare_model
 from trainer.tasks import Pools, build_pools
 from trainer.types import BadInput
 from trainer.verifiers import Grader
@@ -73,7 +72,7 @@ class Prepared:
         tokenizer = load_tokenizer(Path(self.model_dir))
         self.pools: Pools = build_pools(spec.task, tokenizer, longest)
         check_solutions(spec, self.pools.train, tokenizer)
-        check_starts(spec, run, AutoConfig.from_pretrained(self.model_dir))
+        check_starts(spec, run, load_config(self.model_dir))
         self.head_dir = prepare_head(spec, Path(self.model_dir), self.pools, tokenizer, start)
 
 
