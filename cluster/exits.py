@@ -16,8 +16,10 @@ def errors_as_exit_codes(context: typer.Context) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if context.obj and not isinstance(error, KeyboardInterrupt):
             raise
+        from cluster.redact import text
+
         code, message = _judge(error)
-        typer.secho(message, err=True, fg=None if code == 130 else typer.colors.RED)
+        typer.secho(text(message), err=True, fg=None if code == 130 else typer.colors.RED)
         raise typer.Exit(code) from None
 
 

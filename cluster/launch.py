@@ -21,6 +21,7 @@ from cluster.errors import ActorLost
 from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
+from cluster.redact import RedactingFormatter
 from cluster.remarks import objective_remarks
 from cluster.sinks import Sinks, check_sinks
 from cluster.spec import Spec, dump_spec, load_spec
@@ -137,6 +138,7 @@ def _hush() -> None:
 def _logged_to(path: Path) -> Iterator[None]:
     """A process may carry out several runs, one after another; each has a log of its own."""
     handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(RedactingFormatter())
     logging.getLogger().addHandler(handler)
     try:
         yield
