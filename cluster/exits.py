@@ -1,5 +1,6 @@
 """Where exceptions become exit codes: 0 good, 1 failed, 2 bad input, 130 interrupted."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,8 @@ def _judge(error: BaseException) -> tuple[int, str]:
 
     if isinstance(error, BadInput):
         return 2, str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # from wherever a path is first looked at
+        return 2, f"{error.filename}: {error.strerror}"
     if isinstance(error, RunFailed):
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt):
