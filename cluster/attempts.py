@@ -23,6 +23,7 @@ from pathlib import Path
 from cluster.checkpoint import RunDirectory
 from cluster.errors import RunFailed
 from cluster.packing import JOB
+from cluster.redact import text
 from cluster.storage import Mirror, newest_local
 from trainer.types import BadInput
 
@@ -136,8 +137,8 @@ def watch(process: "subprocess.Popen[bytes]", run_dir: Path, mirror: Mirror | No
             say(f"checkpoint {newest} is not in the storage, the next one will be tried: {error}")
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} job: {text}", flush=True)
+def say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} job: {text(what)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,13 @@ from safetensors.numpy import load_file, save_file
 from cluster.errors import ActorLost, RunFailed
 from cluster.lines import LineFile, append_line, flush, is_event, is_row, read_lines, write_atomically, writing
 from cluster.manifest import MANIFEST, Damaged, checked, read_manifest, sealed
+from cluster.redact import text
 from trainer.stages import OWN_EXPORTS
 from trainer.types import COLUMNS, BadInput, Group
+
+TOLD = ("why", "reason")
+LONGEST_NAME = 32
+"""Of a worker, a group, a set of prompts."""
 
 
 class RunDirectory:
@@ -72,7 +77,9 @@ class RunDirectory:
 
     def journal(self, event: str, **fields: Any) -> None:
         """Append one event. Not flushed to the disk each time: a killed process loses nothing, a killed machine goes
-        back to the newest checkpoint, and that flushes."""
+        back to the newest checkpoint, and that flushes. What is longer than a name may be what a library says, secrets
+        and all."""
+        fields |= {k: text(v) for k, v in fields.items() if isinstance(v, str) and (k in TOLD or len(v) > LONGEST_NAME)}
         self._journal = self._journal or LineFile(self.path / "journal.jsonl")
         self._journal.append({"event": event, "time_s": round(time.time(), 3), **fields})
 

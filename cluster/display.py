@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster import redact
+
 if TYPE_CHECKING:
     from cluster.spec import Spec
 
@@ -125,7 +127,7 @@ class PlainDisplay(Display):
         self._print(f"{self.stage_name}: {', '.join(parts)}")
 
     def note(self, text: str) -> None:
-        self._print(text)
+        self._print(redact.text(text))
 
     def summary(self, table: dict[str, Any]) -> None:
         self._console.print(closing_table(self.name, table))
@@ -155,7 +157,7 @@ class LiveDisplay(Display):
             self._rewards.append(figures["reward"])
 
     def note(self, text: str) -> None:
-        self._console.print(Text.assemble(("• ", "cyan"), text))
+        self._console.print(Text.assemble(("• ", "cyan"), redact.text(text)))
 
     def close(self) -> None:
         self._finish_stage()

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.checkpoint import RunDirectory
 from cluster.display import Display, make_display
@@ -57,7 +58,9 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         scores = [_score(row[key], row["ci"] and row["ci"][key]) for key in metrics]
         figures = [_figure(row[key]) for key in ("entropy", "distinct_correct_mean", "language_loss")]
         tokens, cut = f"{row['response_tokens_mean']:.1f}", f"{row['truncated_share']:.1%}"
-        table.add_row(row["model"], *scores, tokens, cut, *figures, row["verdict"]["verdict"] if row["verdict"] else "")
+        table.add_row(
+            Text(row["model"]), *scores, tokens, cut, *figures, row["verdict"]["verdict"] if row["verdict"] else ""
+        )
     Console(width=max(Console().width, 120)).print(table)  # a pipe has no width
 
 

@@ -1,5 +1,6 @@
 """Where exceptions become exit codes: 0 good, 1 failed, 2 bad input, 130 interrupted."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,8 +17,10 @@ def errors_as_exit_codes(context: typer.Context) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if context.obj and not isinstance(error, KeyboardInterrupt):
             raise
+        from cluster.redact import text
+
         code, message = _judge(error)
-        typer.secho(message, err=True, fg=None if code == 130 else typer.colors.RED)
+        typer.secho(text(message), err=True, fg=None if code == 130 else typer.colors.RED)
         raise typer.Exit(code) from None
 
 
@@ -28,6 +31,8 @@ def _judge(error: BaseException) -> tuple[int, str]:
 
     if isinstance(error, BadInput):
         return 2, str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # from wherever a path is first looked at
+        return 2, f"{error.filename}: {error.strerror}"
     if isinstance(error, RunFailed):
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -23,6 +23,7 @@ from cluster.bundles import bundles
 from cluster.capacity import Node, knock, lacks
 from cluster.errors import RunFailed
 from cluster.packing import node_run_dir, pack
+from cluster.redact import text
 from cluster.spec import Spec
 from cluster.storage import check_uri
 from trainer.types import BadInput
@@ -33,6 +34,9 @@ STOP_SLACK_S = 60.0
 """Beside the longest phase of a run: for its checkpoint and the copy of it."""
 END_TIMEOUT_S = 10.0
 """Longest wait for a job's status after its log has ended."""
+
+OURS = {"tailrace_run", "tailrace_run_dir", "tailrace_stop_wait_s"}
+"""Keys of a job's metadata without which it is none of a run."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +197,8 @@ class Jobs:
         """What the job prints, from its beginning to its end."""
         with self._answers(), asyncio.Runner() as runner:
             lines = self._client.tail_job_logs(job.submission)
-            while (text := runner.run(_next(lines))) is not None:
-                yield text
+            while (part := runner.run(_next(lines))) is not None:
+                yield part
 
     def stop(self, job: Job) -> Job:
         """Have the run write a checkpoint and end; returns when it has. Raises RunFailed on the deadline."""
@@ -247,20 +251,24 @@ async def _next(lines: AsyncIterator[str]) -> str | None:
 def describe(details: Any) -> Job | None:
     """A job as Ray's server tells it (JobDetails); None when it is none of tailrace's."""
     metadata = details.metadata or {}
-    if "tailrace_run" not in metadata or details.submission_id is None:
+    if not metadata.keys() >= OURS or not details.submission_id:
         return None
+    try:
+        stop_wait_s = float(metadata["tailrace_stop_wait_s"])
+    except ValueError:
+        return None  # of somebody who plays with our names
     status, message = str(details.status), (details.message or "").strip()
     return Job(
         run=metadata["tailrace_run"],
         submission=details.submission_id,
         status=status,
-        reason=message.splitlines()[-1] if message and status in ("PENDING", "FAILED") else "",
+        reason=text(message.splitlines()[-1]) if message and status in ("PENDING", "FAILED") else "",
         run_dir=metadata["tailrace_run_dir"],
         storage=metadata.get("tailrace_storage"),
         submitted_s=details.start_time / 1000,
         ended_s=details.end_time / 1000 if details.end_time else None,
         exit_code=details.driver_exit_code,
-        stop_wait_s=float(metadata["tailrace_stop_wait_s"]),
+        stop_wait_s=stop_wait_s,
         driver=details.driver_info.id if details.driver_info else None,
     )
 

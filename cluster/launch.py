@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from actors.seeds import derive_seed
@@ -22,11 +21,12 @@ from cluster.errors import ActorLost
 from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
+from cluster.redact import RedactingFormatter
 from cluster.remarks import objective_remarks
 from cluster.sinks import Sinks, check_sinks
 from cluster.spec import Spec, dump_spec, load_spec
 from cluster.stages import check_solutions, check_starts
-from trainer.models import load_tokenizer, prepare_model
+from trainer.models import load_config, load_tokenizer, prepare_model
 from trainer.tasks import Pools, build_pools
 from trainer.types import BadInput
 from trainer.verifiers import Grader
@@ -73,7 +73,7 @@ class Prepared:
         tokenizer = load_tokenizer(Path(self.model_dir))
         self.pools: Pools = build_pools(spec.task, tokenizer, longest)
         check_solutions(spec, self.pools.train, tokenizer)
-        config = AutoConfig.from_pretrained(self.model_dir)
+        config = load_config(self.model_dir)
         self.vocabulary: int = config.get_text_config().vocab_size
         check_starts(spec, run, config)
         self.head_dir = prepare_head(spec, Path(self.model_dir), self.pools, tokenizer, start)
@@ -142,6 +142,7 @@ def _hush() -> None:
 def _logged_to(path: Path) -> Iterator[None]:
     """A process may carry out several runs, one after another; each has a log of its own."""
     handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(RedactingFormatter())
     logging.getLogger().addHandler(handler)
     try:
         yield

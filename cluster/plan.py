@@ -239,14 +239,13 @@ def _local_model(spec: Spec) -> Path | None:
 
 def _check_starts(spec: Spec, model_dir: Path | None) -> None:
     """Raises BadInput where a stage starts from weights that are not there or do not fit the model."""
-    from transformers import AutoConfig
 
     from cluster.checkpoint import RunDirectory
     from cluster.stages import check_starts
-    from trainer.models import tiny_config
+    from trainer.models import load_config, tiny_config
 
     if model_dir:
-        config = AutoConfig.from_pretrained(model_dir)
+        config = load_config(model_dir)
     else:
         config = tiny_config(spec.model.tiny, spec.model.context_tokens) if spec.model.source == "tiny" else None
     check_starts(spec, RunDirectory(spec.run_dir), config)

@@ -1,6 +1,12 @@
-"""What must not leave with a report: values under keys that name a secret, and secrets inside texts. Pure."""
+"""What must not get into a report, a journal, a log or onto a terminal: values under keys that name a secret, secrets
+inside texts, and what the environment holds under a name of a secret.
+"""
 
+import logging
+import os
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 HIDDEN = "(hidden)"
@@ -21,6 +27,10 @@ _KNOWN_SHAPE = re.compile(
 )
 
 
+SHORTEST_SECRET = 8
+"""Characters; a shorter value of the environment may be a word that messages use."""
+
+
 def redacted(value: Any, key: str = "") -> Any:
     """A copy of plain data without its secrets."""
     if value is None or isinstance(value, bool):
@@ -34,15 +44,32 @@ def redacted(value: Any, key: str = "") -> Any:
     return value if isinstance(value, int | float) else text(str(value))
 
 
+@lru_cache(maxsize=4096)
 def names_a_secret(key: str) -> bool:
     """`hf_token`, `apiKey`, `DB-PASSWORD`; not `context_tokens`."""
     return bool(_SECRET_KEY.search(_WORD_START.sub("_", key).replace("-", "_").lower()))
 
 
 def text(value: str) -> str:
-    """Without the user of a URL, parameters and assignments that name a secret, and what is shaped as a known token."""
+    """Without the user of a URL, parameters and assignments that name a secret, what is shaped as a known token, and
+    the secrets of this process's environment."""
+    for secret in _of_environment(os.environ):
+        value = value.replace(secret, HIDDEN)
     value = _USER_INFO.sub(rf"\1{HIDDEN}@", value)
     value = _PARAMETER.sub(rf"\1{HIDDEN}", value)
     value = _ASSIGNMENT.sub(rf"\1{HIDDEN}", value)
     value = _BEARER.sub(rf"\1 {HIDDEN}", value)
     return _KNOWN_SHAPE.sub(HIDDEN, value)
+
+
+def _of_environment(environment: Mapping[str, str]) -> list[str]:
+    """Values of variables that name a secret; a path to one is none."""
+    found = {value for name, value in environment.items() if names_a_secret(name) and not value.startswith(("/", "~"))}
+    return sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Of log files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return text(super().format(record))

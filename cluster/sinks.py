@@ -17,7 +17,6 @@ from queue import Full, Queue
 from typing import Any
 
 from cluster.checkpoint import RunDirectory
-from cluster.redact import text
 from trainer.types import BadInput
 
 PACKAGES = {
@@ -89,7 +88,7 @@ class Sinks:
                 feed.told = True
                 self._journal("sink_opened", sink=feed.sink, id=feed.id)
             if feed.why:
-                self._journal("sink_off", sink=feed.sink, why=text(feed.why))
+                self._journal("sink_off", sink=feed.sink, why=feed.why)
         self._feeds = [feed for feed in self._feeds if not feed.why]
 
 

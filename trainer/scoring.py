@@ -28,6 +28,8 @@ MEMORY_LIMIT_BYTES = 4 << 30
 """Address space of the helper."""
 RESPONSE_TAIL_CHARS = 2000
 """math-verify sees only this much of a response, from its end, where the answer is."""
+DEEPEST_FORMULA = 32
+"""Brackets inside brackets of a reference answer."""
 
 _NUMBER = re.compile(
     r"((?<![\w)\]])[-+])?\$?((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE
@@ -57,6 +59,15 @@ def numbers_equal(answer: str, response: str) -> bool:
     """Whether the last number of the response is the answer, within 1e-6 relative."""
     expected, found = as_number(answer), last_number(response)
     return expected is not None and found is not None and math.isclose(expected, found, rel_tol=1e-6)
+
+
+def is_parsable(answer: str) -> bool:
+    """Whether math-verify reads the text in seconds; its parser takes minutes over deep or long formulas."""
+    depth = deepest = 0
+    for character in answer:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return len(answer) <= RESPONSE_TAIL_CHARS and deepest <= DEEPEST_FORMULA
 
 
 @lru_cache(maxsize=65536)

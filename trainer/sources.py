@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from trainer.scoring import as_number, gym_correct, parse_math
+from trainer.scoring import as_number, gym_correct, is_parsable, parse_math
 from trainer.spec import JsonlSource, ReasoningGymSource
 from trainer.types import BadInput
 
@@ -226,9 +226,9 @@ class JsonlReader:
             answer = found.strip()
         if self.source.verifier == "numeric" and as_number(answer) is None:
             raise BadInput(f"{place}: answer {_short(repr(answer))} is not a number, as verifier `numeric` needs")
-        if self.source.verifier == "math" and not parse_math(answer):
-            told = _short(repr(answer))
-            raise BadInput(f"{place}: math-verify cannot read the answer {told}; verifier `exact` compares text")
+        if self.source.verifier == "math" and not (is_parsable(answer) and parse_math(answer)):
+            shown = _short(repr(answer))
+            raise BadInput(f"{place}: math-verify cannot read the answer {shown}; verifier `exact` compares text")
         return Problem(question, answer, solutions=solutions)
 
     def _solutions(self, record: dict, place: str) -> tuple[str, ...]:

@@ -1,14 +1,12 @@
 """Weights to start a stage from: directories in Hugging Face format, one, or several to merge."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.models import load_policy
+from trainer.models import load_config, load_policy, parameter_shapes, weight_files
 from trainer.types import BadInput
 
 
@@ -19,14 +17,14 @@ def check_weights(path: Path, field: str, config: Any) -> None:
     """
     if not path.is_dir():
         raise BadInput(f"{field}: {path}: no such directory")
-    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+    if not (path / "config.json").is_file() or not any((path / name).is_file() for name in weight_files(path)):
         raise BadInput(f"{field}: {path} lacks config.json or weights (*.safetensors)")
     try:
-        theirs = _shapes(AutoConfig.from_pretrained(path))
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise BadInput(f"{field}: {path}: no usable config.json: {str(error).splitlines()[0]}") from None
+        theirs = parameter_shapes(load_config(path))
+    except BadInput as error:
+        raise BadInput(f"{field}: {str(error).removeprefix('model.source: ')}") from None
     if config is not None:
-        _check_shapes(_shapes(config), theirs, f"{field}: {path}")
+        _check_shapes(parameter_shapes(config), theirs, f"{field}: {path}")
 
 
 def merged_weights(paths: Sequence[str], shares: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -38,11 +36,6 @@ def merged_weights(paths: Sequence[str], shares: Sequence[float]) -> dict[str, t
             _check_shapes({n: p.shape for n, p in total.items()}, {n: p.shape for n, p in found.items()}, path)
         total = {name: share * tensor + total.get(name, 0.0) for name, tensor in found.items()}
     return total
-
-
-def _shapes(config: Any) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
 
 
 def _check_shapes(ours: dict[str, torch.Size], theirs: dict[str, torch.Size], place: str) -> None:

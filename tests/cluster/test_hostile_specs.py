@@ -29,7 +29,7 @@ def base(tmp_path, monkeypatch) -> dict[str, Any]:
         (tmp_path / name).mkdir()
     (tmp_path / "outside" / "precious").write_text("keep")
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("HOME", str(tmp_path / "outside"))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))  # where libraries keep caches
     monkeypatch.setattr(plan_module, "nodes_of", lambda address: [Node(2, 0, 2**33)])
     data = small()
     data["run"]["directory"] = str(tmp_path / "runs")

@@ -107,3 +107,10 @@ def test_files_that_are_no_tasks(path, content):
 @pytest.mark.parametrize("pattern", ["(", "", "x", "(a", "(?P<a>", "(\\d+", "[", "(?<=a+)(b)"])
 def test_patterns_that_are_none(path, pattern):
     assert outcome(path, WHOLE, answer_pattern=pattern) == "refused"
+
+
+@pytest.mark.parametrize("answer", ["{" * 3000, "(" * 3000, "x+" * 3000, r"\frac{1}{" * 100, "9" * 5000])
+def test_answers_that_math_verify_would_read_for_minutes_are_refused_at_once(path, answer):
+    problems = [*PROBLEMS, {"question": "x", "answer": answer}]
+    content = "".join(json.dumps(problem) + "\n" for problem in problems).encode()
+    assert outcome(path, content, verifier="math") == "refused"

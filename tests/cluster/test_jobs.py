@@ -31,6 +31,8 @@ def test_a_job_is_told_in_a_line():
 def test_jobs_of_others_are_not_ours():
     assert describe(details(metadata={})) is None
     assert describe(details(submission_id=None)) is None
+    assert describe(details(metadata={"tailrace_run": "a"})) is None
+    assert describe(details(metadata={**details().metadata, "tailrace_stop_wait_s": "soon"})) is None
 
 
 @pytest.mark.parametrize(

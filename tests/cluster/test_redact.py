@@ -1,11 +1,91 @@
 """Nothing that looks like a secret gets into a report, and nothing else is hidden."""
 
+import json
+import logging
+
 import pytest
 import yaml
 from small_spec import small
+from test_cli import tailrace
+from test_jobs import details
 
+from cluster.attempts import say
+from cluster.checkpoint import RunDirectory
+from cluster.display import make_display
+from cluster.jobs import describe
+from cluster.launch import _logged_to
 from cluster.redact import HIDDEN, redacted, text
+from cluster.report import write_report
 from cluster.spec import dump_spec, parse_spec
+
+SECRETS = {
+    "HF_TOKEN": "kept-to-myself-1", "WANDB_API_KEY": "kept-to-myself-2", "RAY_AUTH_TOKEN": "kept-to-myself-3",
+    "AWS_SECRET_ACCESS_KEY": "kept/to+myself/4", "DB_PASSWORD": "kept to myself 5",
+}  # fmt: skip
+PLAIN = {
+    "RAY_AUTH_MODE": "token",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/home/me/key.json",
+    "RAY_AUTH_TOKEN_PATH": "~/token",
+}
+
+
+@pytest.fixture
+def said(monkeypatch) -> str:
+    """What a library might say of all that it knows."""
+    for name, value in (SECRETS | PLAIN).items():
+        monkeypatch.setenv(name, value)
+    return "refused " + ", ".join(f"with {value}" for value in (SECRETS | PLAIN).values())
+
+
+def keeps(shown: str) -> bool:
+    """Whether the secrets are out of it and the rest is not."""
+    return not any(value in shown for value in SECRETS.values()) and all(value in shown for value in PLAIN.values())
+
+
+def test_secrets_of_the_environment_get_nowhere(said, tmp_path, capfd):
+    assert not keeps(said)
+    assert keeps(text(said))
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    (run.path / "spec.yaml").write_text(dump_spec(parse_spec(small(), "small")))
+    run.journal("restarted", reason=said, left=1)
+    run.journal("drafter_lost", worker="rollout-0", said=said)
+    events = (run.path / "journal.jsonl").read_text().splitlines()
+    assert len(events) == 2
+    assert all(map(keeps, events))
+    assert json.loads(events[1])["worker"] == "rollout-0"
+    with _logged_to(run.logs / "driver.log"):
+        try:
+            raise ValueError(said)
+        except ValueError:
+            logging.getLogger("library").exception("it says: %s", said)
+    log = (run.logs / "driver.log").read_text()
+    assert "Traceback" in log
+    assert keeps(log)
+    write_report(run.path)
+    assert not any(value in (run.path / "report.html").read_text() for value in SECRETS.values())
+    make_display(parse_spec(small(), "small")).note(said)
+    say(said)
+    printed = capfd.readouterr()
+    assert keeps(printed.out)
+    assert printed.err == ""
+    job = describe(details("FAILED", message=said))
+    assert job is not None
+    assert keeps(job.reason)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:s3cr3t-s3cr3t@h:1", "x://h/?token=s3cr3t-s3cr3t", "s3://k:s3cr3t-s3cr3t@b"]
+)
+def test_an_address_with_a_secret_is_refused_without_repeating_it(tmp_path, address):
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(small()))
+    for words in (
+        ["list", "--address", address],
+        ["plan", tmp_path / "spec.yaml", "--set", f"model.source={address}/x/y"],
+    ):
+        result = tailrace(*words)
+        assert result.exit_code == 2
+        assert "s3cr3t" not in result.output
 
 
 @pytest.mark.parametrize(
