@@ -37,6 +37,7 @@ smollm2: setup  ## what examples/smollm2-gsm8k.yaml needs beside: the weights an
 bench: setup  ## every benchmark, hours; JSON under benchmarks/results
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/publish.py
+	$(BIN)/python benchmarks/load.py metrics
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python benchmarks/drafter.py
 	$(BIN)/python benchmarks/rollout.py

@@ -5,16 +5,33 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from drafter.control import SpeculationStats
 
+MOMENTS = {"resident_bytes", "running", "waiting"}
+"""Figures that state a moment: the newest one counts."""
 
-@dataclass(slots=True)
-class WorkerFigures:
-    """Of a rollout worker. Numbers add up from answer to answer, but for peaks and those that state a moment."""
+
+class Figures:
+    """Numbers add up from answer to answer, but for peaks and those that state a moment."""
+
+    def row(self) -> dict[str, float]:
+        """The numbers by name."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("speculation")}
+
+    def add(self, later: "Figures") -> None:
+        """Take in the next answer."""
+        for name, value in later.row().items():
+            before = getattr(self, name)
+            setattr(self, name, value if name in MOMENTS else max(before, value) if "peak" in name else before + value)
+
+
+@dataclass
+class WorkerFigures(Figures):
+    """Of a rollout worker."""
 
     resident_bytes: int = 0
     """At the moment."""
@@ -47,26 +64,14 @@ class WorkerFigures:
     speculation_off: str | None = None
     """Why the engine does not speculate although it was asked to."""
 
-    def add(self, later: "WorkerFigures") -> None:
-        """Take in the next answer."""
+    def add(self, later: "WorkerFigures") -> None:  # type: ignore[override]
+        super().add(later)
         self.speculation.add(later.speculation)
         self.speculation_off = later.speculation_off
-        for name, value in later.row().items():
-            before = getattr(self, name)
-            setattr(self, name, value if name in MOMENTS else max(before, value) if name in PEAKS else before + value)
-
-    def row(self) -> dict[str, float]:
-        """The numbers by name."""
-        return {name: getattr(self, name) for name in NUMBERS}
 
 
-NUMBERS = [f.name for f in fields(WorkerFigures) if not f.name.startswith("speculation")]
-MOMENTS = {"resident_bytes", "running", "waiting"}
-PEAKS = {name for name in NUMBERS if name.endswith("_peak")}
-
-
-@dataclass(slots=True)
-class LearnerFigures:
+@dataclass
+class LearnerFigures(Figures):
     """Of a learner rank."""
 
     resident_bytes: int = 0
@@ -80,8 +85,10 @@ class LearnerFigures:
     """That went through the model."""
 
 
-@dataclass(slots=True)
-class AllocatorFigures:
+@dataclass
+class AllocatorFigures(Figures):
+    """Of the allocator."""
+
     resident_bytes: int = 0
     decide_s: float = 0.0
 

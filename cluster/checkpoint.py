@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cluster.errors import ActorLost, RunFailed
-from cluster.lines import LineFile, append_line, flush, is_event, is_row, read_lines, write_atomically, writing
+from cluster.lines import LineFile, flush, is_event, is_row, read_lines, write_atomically, writing
 from cluster.manifest import MANIFEST, Damaged, checked, read_manifest, sealed
 from cluster.redact import text
 from trainer.stages import OWN_EXPORTS
@@ -40,7 +40,7 @@ class RunDirectory:
         self.rollouts = self.path / "rollouts"
         self.models = self.path / "models"
         self.logs = self.path / "logs"
-        self._journal: LineFile | None = None  # opened by the first event
+        self._open: dict[str, LineFile] = {}  # by name, opened by the first line
 
     def create(self) -> None:
         for directory in (self.checkpoints, self.rollouts, self.models, self.logs):
@@ -63,7 +63,7 @@ class RunDirectory:
             try:
                 yield
             finally:
-                self._close_journal()
+                self._close_lines()
 
     def _refuse_links(self) -> None:
         """What a run writes to is its own: a link would take it out of its directory, a pipe stop it."""
@@ -80,20 +80,14 @@ class RunDirectory:
         back to the newest checkpoint, and that flushes. What is longer than a name may be what a library says, secrets
         and all."""
         fields |= {k: text(v) for k, v in fields.items() if isinstance(v, str) and (k in TOLD or len(v) > LONGEST_NAME)}
-        self._journal = self._journal or LineFile(self.path / "journal.jsonl")
-        self._journal.append({"event": event, "time_s": round(time.time(), 3), **fields})
-
-    def _close_journal(self) -> None:
-        if self._journal:
-            self._journal.close()
-        self._journal = None
+        self._append("journal.jsonl", {"event": event, "time_s": round(time.time(), 3), **fields})
 
     def events(self) -> list[dict]:
         """Raises BadInput naming a line that is not as the journal has it."""
         return list(read_lines(self.path / "journal.jsonl", is_event))
 
     def add_metrics(self, row: dict) -> None:
-        append_line(self.path / "metrics.jsonl", row)
+        self._append("metrics.jsonl", row)
 
     def metrics(self) -> list[dict]:
         """Raises BadInput naming a line that is no row."""
@@ -101,6 +95,7 @@ class RunDirectory:
 
     def keep_metrics(self, keep: Callable[[dict], bool]) -> None:
         """Drop rows that a resumed run will write again."""
+        self._close_lines()
         rows = [row for row in self.metrics() if keep(row)]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -112,11 +107,21 @@ class RunDirectory:
 
     def mend_lines(self) -> None:
         """End a line that a kill tore, so that the next one starts afresh. Raises BadInput for any other damage."""
-        self._close_journal()  # it may be another file afterwards
+        self._close_lines()  # they may be other files afterwards
         for name, records in (("journal.jsonl", self.events()), ("metrics.jsonl", self.metrics())):
             path = self.path / name
             if path.is_file() and path.stat().st_size and path.read_bytes()[-1:] != b"\n":
                 write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+
+    def _append(self, name: str, record: dict) -> None:
+        if name not in self._open:
+            self._open[name] = LineFile(self.path / name)
+        self._open[name].append(record)
+
+    def _close_lines(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open = {}
 
     # Rollouts of an epoch.
 

@@ -166,7 +166,7 @@ class Driver(RecipeStages, Updates, Serving):
             clock.lap("publish_s")
         self.held += groups
         self.update = self._begin_update(epoch, groups, None if holds else self._batch(), budget)
-        self.watch.ask_others()
+        self.watch.ask()
         self.epoch += 1
         if not self.spec.learner.stale_epochs:
             self._finish_update()
@@ -193,9 +193,7 @@ class Driver(RecipeStages, Updates, Serving):
         ]
         rollout = self.spec.rollout
         sampling = Sampling("train", rollout.max_response_tokens, rollout.temperature)
-        groups = self.rollouts.sample(requests, sampling)
-        self.watch.ask_workers()
-        return groups
+        return self.rollouts.sample(requests, sampling)
 
     def _record(self, update: Update, figures: dict) -> None:
         """The epoch is over: its row of metrics, the display, the counters."""

@@ -66,13 +66,6 @@ class LineFile:
                 line = line[os.write(self._descriptor, line) :]
 
 
-def append_line(path: Path, record: dict) -> None:
-    """Raises RunFailed if the disk refuses."""
-    file = LineFile(path)
-    file.append(record)
-    file.close()
-
-
 def read_lines(path: Path, is_one: Callable[[dict], bool] | None = None) -> Iterator[dict]:
     """Records of a JSONL file; stops at a torn last line. Raises BadInput naming an earlier one that is no record, or
     of which `is_one` does not hold."""

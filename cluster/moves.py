@@ -19,7 +19,7 @@ CHECK_S = 1.0
 """While the same workers stay idle, moves are considered this often."""
 
 SHARE = 0.25
-"""Of the time that may go into considering moves when idle workers come one after another: of a thousand, each one would
+"""Of the time that may go into considering moves when idle workers come one after another: each of a thousand would
 have all the others asked."""
 
 FIRST_MOVE_S = 0.1

@@ -13,7 +13,6 @@ from cluster.rollouts import Rollouts
 from cluster.sinks import Sinks
 from cluster.spec import Spec
 from cluster.summary import Counters
-from cluster.watch import Watch
 from trainer.evaluation import summarize, with_language_loss
 from trainer.schedule import learning_rate
 from trainer.solutions import References, count_solutions, sft_steps
@@ -56,7 +55,6 @@ class RecipeStages:
     bubbles: Bubbles
     lengths: Lengths
     sinks: Sinks
-    watch: Watch
     evaluations: list[dict]
     _learner: Any
     _check_stop: Any
@@ -104,7 +102,6 @@ class RecipeStages:
         sampling = Sampling("heldout", self.spec.rollout.max_response_tokens, spec.temperature)
         began = time.perf_counter()
         groups = self.rollouts.sample(requests, sampling, self.display.advance)
-        self.watch.ask_workers()
         self.bubbles.forget()
         self.lengths.observe("heldout", groups)
         scores = with_language_loss(

@@ -1,8 +1,8 @@
 """What the actors say of themselves, gathered for the metrics endpoint and for the row of an epoch.
 
-Nobody waits for it: workers are asked when a rollout phase is over and the others behind the update, and their answers
-are taken in when the epoch is recorded. In a long phase workers are asked every ten seconds, so that the endpoint shows
-the engines as they are. One that is dead or does not answer says nothing; whoever needs it will find out.
+Nobody waits for it: actors are asked while the learner works, and their answers are there when the epoch is recorded.
+In a long rollout phase workers are asked every ten seconds, so that the endpoint shows the engines as they are. An
+actor that is dead or does not answer says nothing; whoever needs it will find out.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from actors.figures import WorkerFigures, resident_bytes
+from actors.figures import AllocatorFigures, Figures, LearnerFigures, WorkerFigures, resident_bytes
 from cluster.metrics import Metrics
 from cluster.placement import Actors
 
@@ -19,6 +19,12 @@ ASK_EVERY_S = 10.0
 """Between two looks at the workers within a phase."""
 ANSWER_S = 10.0
 """Longest wait for an answer, which takes a millisecond where nothing is wrong."""
+
+ANSWERS: dict[str, type[Figures]] = {
+    "workers": WorkerFigures,
+    "learner": LearnerFigures,
+    "allocator": AllocatorFigures,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,48 +42,43 @@ class Watch:
     def __init__(self, actors: Actors, metrics: Metrics | None = None) -> None:
         self._actors, self._metrics = actors, metrics
         self._open: dict[Any, _Question] = {}  # by the reference of the answer
-        self._gathered: dict[str, WorkerFigures] = {}  # since `workers` was last called
-        self._epoch: dict[str, WorkerFigures] = {}  # what it gave
-        self._others: dict[str, dict[str, Any]] = {}
-        self._asked, self._asked_at = False, 0.0
+        self._gathered: dict[str, dict[str, Any]] = {kind: {} for kind in ANSWERS}  # since they were last taken
+        self._epoch: dict[str, WorkerFigures] = {}  # what `workers` gave
+        self._asked, self._asked_at = False, time.monotonic()
 
     def look(self) -> None:
         """A rollout phase goes on."""
         if time.monotonic() - self._asked_at > ASK_EVERY_S:
             silent = {question.name for question in self._open.values() if question.kind == "workers"}
             self._ask_workers(silent)
-        if self._open:
-            self._take_in(0.0)
+        self._take_in(list(self._open), 0.0)
 
-    def ask_workers(self) -> None:
-        """A rollout phase is over: `workers` will need no call of its own."""
+    def ask(self) -> None:
+        """An update has begun. Workers answer at once, learner ranks when it is done."""
         self._ask_workers(set())
         self._asked = True
-
-    def ask_others(self) -> None:
-        """Learner ranks and allocator answer when they have done what they were given."""
         for i, rank in enumerate(self._actors.ranks):
             self._ask("learner", str(i), rank)
         if self._actors.allocator is not None:
             self._ask("allocator", "", self._actors.allocator)
 
     def workers(self) -> dict[str, WorkerFigures]:
-        """What the workers did since this was last called."""
+        """What the workers did since they were last asked for this."""
         if not self._asked:
-            self.ask_workers()
-        self._take_in(ANSWER_S)
+            self._ask_workers(set())
+        self._take_in([ref for ref, question in self._open.items() if question.kind == "workers"], ANSWER_S)
         self._asked = False
-        self._epoch, self._gathered = self._gathered, {}
+        self._epoch = self._taken("workers")
         return self._epoch
 
     def row(self) -> dict[str, Any]:
-        """As it stands in metrics.jsonl, by kind, figure and name: the workers' of the newest call of `workers`."""
-        self._take_in(ANSWER_S)
-        others, self._others = self._others, {}
+        """As it stands in metrics.jsonl, by kind, figure and name: the workers' of the newest call of `workers`, and of
+        the others what is there; what comes later stands in the next row."""
+        self._take_in(list(self._open), 0.0)
         return {
-            "workers": _columns({name: figures.row() for name, figures in self._epoch.items()}),
-            "learner": _columns(others.get("learner", {})),
-            "allocator": others.get("allocator", {}).get("", {}),
+            "workers": _columns(self._epoch),
+            "learner": _columns(self._taken("learner")),
+            "allocator": allocator.row() if (allocator := self._taken("allocator").get("")) else {},
             "driver": {"resident_bytes": resident_bytes()},
         }
 
@@ -92,26 +93,23 @@ class Watch:
     def _ask(self, kind: str, name: str, actor: Any) -> None:
         self._open[actor.take_figures.remote()] = _Question(kind, name, time.monotonic())
 
-    def _take_in(self, timeout_s: float) -> None:
-        """The answers that are there within `timeout_s`; those of workers go to the endpoint at once."""
-        import ray
+    def _taken(self, kind: str) -> dict[str, Any]:
+        taken, self._gathered[kind] = self._gathered[kind], {}
+        return taken
 
-        refs = list(self._open)
-        ready = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)[0] if refs else []
+    def _take_in(self, refs: list[Any], timeout_s: float) -> None:
+        """Of these answers those that are there within `timeout_s`; the workers' go to the endpoint at once."""
         answers: dict[str, WorkerFigures] = {}
-        for ref in ready:
+        for ref, answer in _got(refs, timeout_s) if refs else []:
             question = self._open.pop(ref)
-            try:
-                answer = ray.get(ref)
-            except ray.exceptions.RayError as error:
-                logging.warning("%s %s says nothing of itself: %s", question.kind, question.name, type(error).__name__)
+            if isinstance(answer, Exception):
+                reason = type(answer).__name__
+                logging.warning("%s %s says nothing of itself: %s", question.kind, question.name, reason)
                 continue
-            if question.kind == "workers":
-                answers.setdefault(question.name, WorkerFigures()).add(answer)
-                self._gathered.setdefault(question.name, WorkerFigures()).add(answer)
-            else:
-                self._others.setdefault(question.kind, {})[question.name] = dataclasses.asdict(answer)
-        if self._metrics is not None and (answers or self._open):
+            gathered = [self._gathered[question.kind]] + [answers] * (question.kind == "workers")
+            for each in gathered:
+                each.setdefault(question.name, ANSWERS[question.kind]()).add(answer)
+        if self._metrics is not None and (answers or any(q.kind == "workers" for q in self._open.values())):
             self._show(self._metrics, answers)
 
     def _show(self, metrics: Metrics, answers: Mapping[str, WorkerFigures]) -> None:
@@ -120,11 +118,32 @@ class Watch:
         for question in self._open.values():
             if question.kind == "workers" and question.name in unanswered:
                 unanswered[question.name] = max(unanswered[question.name], now - question.asked)
-        figures = _columns({name: answer.row() for name, answer in answers.items()})
+        figures = _columns(answers)
         metrics.keep_workers(set(self._actors.workers))
         metrics.observe_epoch({"workers": {**figures, "unanswered_s": unanswered}})
 
 
-def _columns(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def _got(refs: list[Any], timeout_s: float) -> list[tuple[Any, Any]]:
+    """References that are there within `timeout_s` with what they hold, or with the error instead."""
+    import ray
+
+    if timeout_s:
+        try:
+            return list(zip(refs, ray.get(refs, timeout=timeout_s), strict=True))  # the usual case, in one call
+        except ray.exceptions.GetTimeoutError:
+            timeout_s = 0.0
+        except ray.exceptions.RayError:
+            pass  # of one of them
+    found = []
+    for ref in ray.wait(refs, num_returns=len(refs), timeout=timeout_s)[0]:
+        try:
+            found.append((ref, ray.get(ref)))
+        except ray.exceptions.RayError as error:
+            found.append((ref, error))
+    return found
+
+
+def _columns(figures: Mapping[str, Figures]) -> dict[str, dict[str, float]]:
     """By figure and then by name, as labels want it."""
+    rows = {name: each.row() for name, each in figures.items()}
     return {key: {name: row[key] for name, row in rows.items()} for key in next(iter(rows.values()), {})}

@@ -7,7 +7,6 @@ import pytest
 
 from actors.figures import (
     MOMENTS,
-    PEAKS,
     LearnerFigures,
     WorkerFigures,
     peak_resident_bytes,
@@ -18,15 +17,19 @@ from drafter.control import SpeculationStats
 
 
 def test_answers_add_up_but_for_peaks_and_moments():
-    numbers = [f.name for f in fields(WorkerFigures) if not f.name.startswith("speculation")]
+    numbers = set(WorkerFigures().row())
+    peaks = {"running_peak", "waiting_peak", "kv_cache_peak", "ungraded_peak"}
+    assert numbers | {"speculation", "speculation_off"} == {f.name for f in fields(WorkerFigures)}
     first = WorkerFigures(**dict.fromkeys(numbers, 5), speculation=SpeculationStats(steps=2), speculation_off="why")
     first.add(WorkerFigures(**dict.fromkeys(numbers, 3), speculation=SpeculationStats(steps=1)))
     assert {name for name in numbers if getattr(first, name) == 3} == MOMENTS
-    assert {name for name in numbers if getattr(first, name) == 5} == PEAKS
-    assert {name for name in numbers if getattr(first, name) == 8} == {*numbers} - MOMENTS - PEAKS
+    assert {name for name in numbers if getattr(first, name) == 5} == peaks
+    assert {name for name in numbers if getattr(first, name) == 8} == numbers - MOMENTS - peaks
     assert first.speculation.steps == 3
     assert first.speculation_off is None
-    assert first.row().keys() == {*numbers}
+    rank = LearnerFigures(1, 7, 2.0, 1.0, 10)
+    rank.add(LearnerFigures(2, 6, 3.0, 1.5, 20))
+    assert rank == LearnerFigures(2, 7, 5.0, 2.5, 30)
 
 
 class Actor:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.checkpoint import RunDirectory, load_state, save_state, write_atomically
 from cluster.errors import RunFailed
-from cluster.lines import append_line, read_lines
+from cluster.lines import LineFile, read_lines
 from trainer.types import Group
 
 
@@ -128,8 +128,9 @@ def test_a_torn_last_line_is_dropped_and_mended_wherever_it_was_cut(tmp_path_fac
     path = run.path / "metrics.jsonl"
     path.unlink(missing_ok=True)
     records = [{**record, "epoch": epoch} for epoch, record in enumerate(records)]
+    lines = LineFile(path)
     for record in records:
-        append_line(path, record)
+        lines.append(record)
     whole = path.read_bytes()
     last = len(whole.splitlines(keepends=True)[-1])
     path.write_bytes(whole[: len(whole) - data.draw(st.integers(1, last))])

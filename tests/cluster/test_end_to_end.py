@@ -84,14 +84,15 @@ def test_what_the_actors_say_of_an_epoch_agrees_with_what_came_back(finished):
         assert 0 < max(workers["kv_cache_peak"].values()) < 1
         assert 0 < max(workers["busy_s"].values()) <= row["time"]["rollout_s"]
         assert sum(workers["grading_s"].values()) > 0
-        assert actors["learner"]["busy_s"].keys() == {"0", "1"}
-        for holder in (workers, actors["learner"]):
-            assert all(size > 50 * 2**20 for size in holder["resident_bytes"].values())
-        assert actors["allocator"]["decide_s"] > 0
+        assert all(size > 50 * 2**20 for size in workers["resident_bytes"].values())
         assert actors["driver"]["resident_bytes"] > 50 * 2**20
-    taught = [row["actors"]["learner"] for row in rows if row["updates"]]
-    assert all(tokens > 0 for figures in taught for tokens in figures["tokens"].values())
-    assert all(s > figures["learning_s"]["0"] > 0 for figures in taught for s in [figures["busy_s"]["0"]])
+    # Nobody waits for the others: theirs may stand in a later row.
+    learner = [row["actors"]["learner"] for row in finished.metrics()]
+    for rank in ("0", "1"):
+        own = [{name: by_rank[rank] for name, by_rank in f.items() if rank in by_rank} for f in learner]
+        assert all(f["busy_s"] >= f["learning_s"] and f["resident_bytes"] > 50 * 2**20 for f in own if f)
+        assert sum(f.get("tokens", 0) for f in own) > sum(row["tokens"] for row in rows) / 4
+    assert sum(row["actors"]["allocator"].get("decide_s", 0) for row in finished.metrics()) > 0
 
 
 def test_every_group_dispatched_comes_back_exactly_once(finished):

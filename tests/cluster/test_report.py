@@ -16,7 +16,7 @@ from allocator import Allocator
 from cluster.allocation import allocator_arguments, opening
 from cluster.checkpoint import RunDirectory
 from cluster.cli import app
-from cluster.lines import append_line
+from cluster.lines import LineFile
 from cluster.report import leave_report, write_report
 from cluster.spec import dump_spec, parse_spec
 from trainer.types import BadInput, Prompt
@@ -188,7 +188,7 @@ def test_a_directory_that_is_no_run_is_refused(run, name, content):
 
 
 def test_a_journal_of_something_else_is_refused_in_one_line(run):
-    append_line(run.path / "journal.jsonl", {"event": "rolled_out", "time_s": 1.0, "rollouts": "many", "tokens": 3})
+    LineFile(run.path / "journal.jsonl").append({"event": "rolled_out", "time_s": 1.0, "rollouts": "many", "tokens": 3})
     with pytest.raises(BadInput, match="not as tailrace writes it"):
         write_report(run.path)
 
