@@ -10,6 +10,8 @@ from hypothesis import settings
 settings.register_profile("tailrace", deadline=None)
 settings.load_profile("tailrace")
 
+CANARY = "kept-to-myself-by-every-process"
+"""A secret in the environment of the driver and of all actors."""
 SMALL = Path(__file__).parent / "small.yaml"
 
 
@@ -24,6 +26,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory):
     """Address of a Ray cluster with two cores, up for the whole session."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # on a machine that does other things too
+    os.environ["CANARY_API_KEY"] = CANARY
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     import ray
 

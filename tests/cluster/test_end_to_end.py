@@ -1,6 +1,7 @@
 """The whole service on the real stack: Ray, vLLM, DeepSpeed, a model of some 100 k parameters."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,20 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert (finished.path / "models" / "policy" / "model.safetensors").is_file()
     assert (finished.path / "models" / "policy" / "tokenizer.json").is_file()
     assert len(finished.metrics()) == summary["epochs"]
+
+
+def test_no_file_of_a_run_holds_a_secret_of_the_environment(finished):
+    secret = os.environ["CANARY_API_KEY"].encode()
+    files = [path for path in finished.path.rglob("*") if path.is_file()]
+    assert list(finished.logs.iterdir())
+    assert not [path for path in files if secret in path.read_bytes()]
+
+
+def test_everything_that_a_resume_would_unpickle_is_in_the_manifest(finished):
+    path, manifest = finished.newest_checkpoint()
+    pickles = {str(file.relative_to(path)) for file in path.rglob("*.pt")}
+    assert len(pickles) > 1, "the model's state, and the optimizer's of each rank"
+    assert pickles <= manifest["files"].keys()
 
 
 def test_spent_rollouts_agree_between_ledger_journal_and_metrics(finished):

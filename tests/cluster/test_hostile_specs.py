@@ -191,7 +191,7 @@ def test_training_refuses_before_any_actor_starts(base, tmp_path, monkeypatch):
     rng, codes = Random(4), []
     base["drafter"]["method"] = "ngram"
     with untouched(tmp_path / "outside"), untouched(tmp_path / "work"):
-        for number in range(40):
+        for number in range(25):
             text = dumped(mutated(base, rng, most=1))
             path = tmp_path / "specs" / f"{number}.yaml"
             path.parent.mkdir(exist_ok=True)
@@ -202,7 +202,7 @@ def test_training_refuses_before_any_actor_starts(base, tmp_path, monkeypatch):
                 assert_named(result)
             else:
                 assert STARTS in result.stderr
-    assert len(codes) == 40
+    assert len(codes) == 25
     assert {1, 2} == set(codes)
 
 
