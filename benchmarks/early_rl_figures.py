@@ -26,7 +26,7 @@ Values = dict[tuple[int, int], float]
 
 
 def report(runs: Sequence[dict]) -> dict[str, Any]:
-    """Scores by arm and checkpoint, claims with verdicts, and the corner of mixture and size."""
+    """Scores by arm and checkpoint, printed claims and controls with verdicts, and the corner of mixture and size."""
     line = [run for run in runs if (run["mixture"], run["size"]) == ("general", "small")]
     marks = sorted({run["mark"] for run in line})
     arms = list(dict.fromkeys(run["arm"] for run in line))
@@ -34,7 +34,7 @@ def report(runs: Sequence[dict]) -> dict[str, Any]:
         arm: {str(mark): _scores([r for r in line if (r["arm"], r["mark"]) == (arm, mark)]) for mark in marks}
         for arm in arms
     }
-    return {"scores": scores, "claims": claims(line), "corner": _corner(runs)}
+    return {"scores": scores, "claims": claims(line), "controls": controls(line), "corner": _corner(runs)}
 
 
 def general_loss(run: dict) -> float:
@@ -77,7 +77,7 @@ def difference(ours: Values, theirs: Values) -> dict[str, Any] | None:
 
 
 def claims(line: list[dict]) -> dict[str, dict[str, Any]]:
-    """The claims of OBJECTIVES.md B.4 and E, each reproduced, not reproduced or undecided."""
+    """What arXiv 2606.04272 prints, each claim reproduced, not reproduced or undecided."""
     found: dict[str, dict[str, Any]] = {}
 
     def judge(claim: str, ours: str, theirs: str, metric: str, wanted: Callable[[float, float], int]) -> None:
@@ -104,13 +104,25 @@ def claims(line: list[dict]) -> dict[str, dict[str, Any]]:
     judge("SFT raises the general loss", "SFT", "base", "general_loss", above)
     judge("parallel keeps the general loss", "parallel", "base", "general_loss", kept)
     judge("parallel beats RL at pass@32", "parallel", "RL", "pass@32", above)
+    judge("parallel beats SFT at pass@32", "parallel", "SFT", "pass@32", above)
     judge("parallel beats SFT then RL at pass@32", "parallel", "SFT then RL", "pass@32", above)
     judge("parallel is below RL at pass@1", "parallel", "RL", "pass@1", below)
+    judge("parallel is below SFT then RL at pass@1", "parallel", "SFT then RL", "pass@1", below)
     judge("parallel is above SFT at pass@1", "parallel", "SFT", "pass@1", above)
+    _judge_spread(line, found)
+    return found
+
+
+def controls(line: list[dict]) -> dict[str, dict[str, Any]]:
+    """Parallel averaging against what its half learning rates and second batch ask for; no source reports these."""
+    found: dict[str, dict[str, Any]] = {}
     for control in ("sum of losses", "alternating", "RL at half rate", "SFT at half rate", "merged weights"):
         for metric in ("pass@1", "pass@32"):
-            judge(f"parallel beats {control} at {metric}", "parallel", control, metric, above)
-    _judge_spread(line, found)
+            gap = difference(by_place(line, "parallel", metric), by_place(line, control, metric))
+            if gap is not None:
+                _, low, high = gap["mean"]
+                verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+                found[f"{control}, {metric}"] = {"verdict": verdict, **gap}
     return found
 
 
@@ -174,13 +186,19 @@ def table(found: dict[str, Any]) -> str:
             cells = [_cell(scores[mark], metric) for mark in marks]
             if any(cells):
                 lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    lines += ["", "| claim | verdict | difference |", "|---|---|---|"]
+    lines += ["", "| claim of the paper | verdict | difference |", "|---|---|---|"]
     for claim, judged in found["claims"].items():
         if "mean" in judged:
-            shown = "{:+.4f} ({:+.4f} to {:+.4f})".format(*judged["mean"])
+            shown = _signed(judged["mean"])
         else:
             shown = ", ".join(f"{int(m) / 1e6:g} M: {s:.4f}" for m, s in judged["spread_by_checkpoint"].items())
         lines.append(f"| {claim} | {judged['verdict']} | {shown} |")
+    if found["controls"]:
+        lines += ["", "| parallel averaging against | is | by |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {judged['verdict']} | {_signed(judged['mean'])} |"
+            for name, judged in found["controls"].items()
+        ]
     lines += ["", "| mixture, size | pass@1 before RL | after |", "|---|---|---|"]
     lever = found["corner"].get("larger lever")
     for place, arms in found["corner"].items():
@@ -191,6 +209,10 @@ def table(found: dict[str, Any]) -> str:
         gaps = ", ".join(f"{name.replace('_', ' ')} {_points(lever[name])}" for name in lever if name != "verdict")
         lines += ["", f"Larger lever: {lever['verdict']} ({gaps}, in points of pass@1 after RL)."]
     return "\n".join(lines)
+
+
+def _signed(values: list[float]) -> str:
+    return "{:+.4f} ({:+.4f} to {:+.4f})".format(*values)
 
 
 def _points(values: list[Any]) -> str:

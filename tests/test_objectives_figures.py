@@ -65,6 +65,14 @@ def test_claims_are_judged_over_checkpoints_and_seeds():
     assert "parallel beats RL at pass@32" not in found
 
 
+@pytest.mark.parametrize(("gap", "verdict"), [(0.05, "better"), (-0.05, "worse"), (-0.0003, "undecided")])
+def test_controls_are_no_claims_of_the_paper(gap, verdict):
+    runs = [line_run("alternating", 1, seed, 0.5 + 0.001 * seed, 0.8, 1.0) for seed in range(4)]
+    runs += [line_run("parallel", 1, seed, 0.5 + gap + 0.0012 * seed, 0.8, 1.0) for seed in range(4)]
+    assert early_rl_figures.controls(runs)["alternating, pass@1"]["verdict"] == verdict
+    assert not early_rl_figures.claims(runs)
+
+
 def test_differences_are_paired_and_leave_out_seeds_without_all_checkpoints():
     ours = {(1, 0): 0.5, (2, 0): 0.6, (1, 1): 0.4, (2, 1): 0.7, (1, 2): 9.0}
     theirs = {(1, 0): 0.4, (2, 0): 0.4, (1, 1): 0.3, (2, 1): 0.5, (1, 2): 0.0, (2, 2): 0.0}
