@@ -64,9 +64,12 @@ class LearnerRank(RecipeSteps):
         import deepspeed
         import torch
 
-        from trainer.models import load_policy, load_tokenizer
+        from actors.compiled import build_helper
+        from trainer.models import load_policy, load_tokenizer, user_cache
         from trainer.policy import Policy
 
+        if self._config.device == "cpu":
+            build_helper(user_cache())
         torch.set_num_threads(self._config.threads)
         torch.manual_seed(self._config.seed)
         backend = "gloo" if self._config.device == "cpu" else "nccl"
