@@ -59,9 +59,11 @@ class Nodes:
         ]  # fmt: skip
         if autoscaling:
             config = directory / "autoscaling.yaml"
-            config.write_text(yaml.safe_dump(autoscaling | {
-                "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{self.port}"},
-            }))  # fmt: skip
+            provider = {
+                "type": "fake_multinode", "gcs_address": f"127.0.0.1:{self.port}", "use_node_id_as_ip": True,
+                "disable_node_updaters": True, "disable_launch_config_check": True,
+            }  # fmt: skip
+            config.write_text(yaml.safe_dump(autoscaling | {"provider": provider}))
             words.append(f"--autoscaling-config={config}")
         self._start(words, RAY_FAKE_CLUSTER="1" if autoscaling else "", AUTOSCALER_UPDATE_INTERVAL_S="1")
         until("the head", self.raylets)
