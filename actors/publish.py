@@ -1,7 +1,7 @@
 """The sending end of a weight publish through the Ray object store; `transfer.py` is the receiving end."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def publish_through_store(
             if rank:
                 continue
             if len(in_flight) == 2:
-                failed |= _settle(in_flight.popleft(), timeout_s)
+                failed |= _settle(in_flight.popleft(), timeout_s, failed)
             bucket = pack(members, dtype)
             ref = ray.put(bucket)
             last = version if i == len(buckets) - 1 else None
@@ -58,13 +58,15 @@ def publish_through_store(
             # Our own checksum is computed while the engines load.
             in_flight.append((checksum(bucket), calls))
     while in_flight:
-        failed |= _settle(in_flight.popleft(), timeout_s)
+        failed |= _settle(in_flight.popleft(), timeout_s, failed)
     return failed
 
 
-def _settle(bucket: tuple[int, dict[int, Any]], timeout_s: float) -> dict[int, str]:
-    """Wait until every engine has loaded a bucket, and compare checksums; the engines that have not, and why."""
-    digest, calls = bucket
+def _settle(bucket: tuple[int, dict[int, Any]], timeout_s: float, failed: Collection[int]) -> dict[int, str]:
+    """Wait until every engine but those that have `failed` before has loaded a bucket, and compare checksums; the
+    engines that have not, and why."""
+    digest, sent = bucket
+    calls = {n: call for n, call in sent.items() if n not in failed}
     ready = set(ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s)[0]) if calls else set()
     faults = {n: _fault(call, digest) if call in ready else f"no bucket loaded within {timeout_s:g} s"
               for n, call in calls.items()}  # fmt: skip

@@ -90,7 +90,7 @@ class Bubbles:
         if worker in self.drafters.alive:
             self.drafters.alive[worker].pin.remote(self._actors.cores[worker])
         elif self.training and worker not in self.drafters.beside:
-            self._replace(worker)
+            self._start_drafter(worker)
 
     def over(self) -> None:
         """The phase is over: every lease ends; nobody waits for it."""
@@ -103,7 +103,10 @@ class Bubbles:
         """An update has been made: its features are asked for, not waited for; the first ones buy the cold start."""
         if not self.training:
             return
-        for worker in self.drafters.arrived():
+        for worker, fault in self.drafters.arrived():
+            if fault:
+                self._lose(worker, fault)
+                continue
             self.leases.found(worker)
             self._target_epoch = -TARGET_REFRESH_EPOCHS  # it has the target of the run's start
         self._features = [rank.take_features.remote() for rank in self._actors.ranks]
@@ -267,18 +270,17 @@ class Bubbles:
     def _lose(self, worker: str, why: str) -> None:
         self.leases.lose(worker, time.time())
         self._journal("drafter_lost", worker=worker, why=why)
-        if worker in self._workers.serving:  # otherwise when it comes back
-            self._replace(worker)
-        if not self.drafters.beside and not self._replacements:
+        self._replacements -= 1
+        if self._replacements < 0 and not self.drafters.beside:
             self._end_training("every drafter is lost")
+        elif self._replacements >= 0 and worker in self._workers.serving:  # otherwise when it comes back
+            self._start_drafter(worker)
 
-    def _replace(self, worker: str) -> None:
-        """Have another drafter started beside this rollout worker; it trains when the target has been given to it."""
-        if self._replacements:
-            self._replacements -= 1
-            handle = self._actors.crew.start_drafter(worker)
-            handle.pin.remote(self._actors.cores[worker])
-            self.drafters.replace(worker, handle)
+    def _start_drafter(self, worker: str) -> None:
+        """Beside this rollout worker; it trains when the target has been given to it."""
+        handle = self._actors.crew.start_drafter(worker)
+        handle.pin.remote(self._actors.cores[worker])
+        self.drafters.start_beside(worker, handle)
 
     def _end_training(self, why: str) -> None:
         self.training, self.ended = False, why
@@ -291,7 +293,7 @@ class Bubbles:
         began = time.time()
         self._take_sessions(LEASE_TIMEOUT_S)
         if self._has_features(self._limit):
-            for worker in self.drafters.alive.keys() - self.drafters.running:
+            for worker in self._workers.handles.keys() & self.drafters.alive.keys() - self.drafters.running:
                 self._start(worker, bought=True)
             time.sleep(seconds)
             self.drafters.stop(self.drafters.running)

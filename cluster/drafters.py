@@ -4,12 +4,12 @@ who trains when is decided elsewhere.
 Invariant: what a session leaves belongs to this process, so that it outlives the drafter that made it.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.drafter import Session
+from cluster.waits import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ class Drafters:
         ray.kill(self.alive.pop(worker))
         return f"did not stop within {self._timeout_s:g} s"
 
-    def replace(self, worker: str, handle: Any) -> None:
-        """Another drafter is being started beside this worker."""
+    def start_beside(self, worker: str, handle: Any) -> None:
+        """A drafter is being started beside this worker."""
         self._coming[worker] = handle, handle.pid.remote()
 
     @property
@@ -110,19 +110,24 @@ class Drafters:
         """Workers beside which one is, or is on its way."""
         return {*self.alive, *self._coming}
 
-    def arrived(self) -> list[str]:
-        """Take in the drafters that have started since; workers beside which they are."""
+    def arrived(self) -> list[tuple[str, str]]:
+        """Take in the drafters that have started since: workers beside which they are, and what one has died of
+        instead; empty for the living."""
         import ray
 
         refs = {ref: worker for worker, (_, ref) in self._coming.items()}
         ready = ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []
         arrived = []
         for ref in ready:
-            handle, _ = self._coming.pop(refs[ref])
-            with contextlib.suppress(ray.exceptions.RayError):  # it has died in its turn
+            worker = refs[ref]
+            handle, _ = self._coming.pop(worker)
+            try:
                 ray.get(ref)
-                self.alive[refs[ref]] = handle
-                arrived.append(refs[ref])
+            except ray.exceptions.RayError as error:
+                arrived.append((worker, told(error)))
+            else:
+                self.alive[worker] = handle
+                arrived.append((worker, ""))
         return arrived
 
     def newest_state(self) -> Any:

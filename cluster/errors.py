@@ -8,3 +8,7 @@ class RunFailed(RuntimeError):
 class ActorLost(RunFailed):
     """A process of the run died or does not answer. What it held is in the newest checkpoint and stored rollouts: the
     run can go back there with new actors."""
+
+
+class NoRoom(ActorLost):
+    """The cluster cannot hold the run's bundles; nodes may be on their way."""

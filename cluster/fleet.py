@@ -102,21 +102,18 @@ class Fleet:
                 suspects.append(name)
         return suspects, silent
 
-    def lost(self, name: str, why: str, now: float) -> None:
-        """It died, hangs, or answers nonsense: what it held is lost with it."""
+    def silence_s(self, name: str, now: float) -> float:
+        """How long it has made no progress, as far as somebody looked."""
+        looked = self._looked is not None and now - self._looked <= self._timeout_s / 4
+        return now - self.members[name].heard if looked else 0.0
+
+    def lost(self, name: str, why: str, now: float) -> bool:
+        """It died, hangs, or answers nonsense: what it held is lost with it. Whether another may be started in its
+        place; each such counts."""
         self.members[name] = Member("dead", now, why=why)
         self.losses += 1
-
-    def restart(self, placed: Collection[str], now: float) -> list[str]:
-        """The dead that are to be started again now, among those for which there is a place, as far as restarts are
-        left; each counts."""
-        begun = []
-        for name in self.names("dead"):
-            if self.restarts_left and name in placed:
-                self.restarts_left -= 1
-                self.starts(name, now)
-                begun.append(name)
-        return begun
+        self.restarts_left -= 1
+        return self.restarts_left >= 0
 
     def retire(self, name: str, why: str) -> bool:
         """It gets no more work; whether it was in service, and so has to finish first what it has."""

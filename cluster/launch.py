@@ -17,7 +17,7 @@ from actors.seeds import derive_seed
 from cluster.checkpoint import RunDirectory, write_atomically
 from cluster.display import Display
 from cluster.driver import Driver
-from cluster.errors import ActorLost
+from cluster.errors import ActorLost, NoRoom
 from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
@@ -63,6 +63,8 @@ class Prepared:
     """What a run needs before any actor starts; building it finds every fault in the user's input."""
 
     def __init__(self, spec: Spec, run: RunDirectory) -> None:
+        self.stood = False
+        """Whether this process has had all actors of the run ready once: nodes that were there may come again."""
         gpu = spec.cluster.gpus_per_rollout_worker or spec.cluster.gpus_per_learner_rank
         self.dtype = spec.model.dtype if spec.model.dtype != "auto" else "bfloat16" if gpu else "float32"
         start = run.models / "start"
@@ -101,8 +103,9 @@ def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) ->
             try:
                 return _with_actors(spec, run, prepared, metrics, display, began)
             except ActorLost as error:
-                # A run that has never stood has nothing to go back to; the next start would fail like this one.
-                if not left or not (run.path / "spec.yaml").is_file():
+                # What has not stood has nothing to go back to; the next start would fail like this one.
+                stood = prepared.stood if isinstance(error, NoRoom) else (run.path / "spec.yaml").is_file()
+                if not left or not stood:
                     raise
                 run.mend_lines()
                 run.journal("restarted", reason=str(error), left=left - 1)
@@ -119,6 +122,7 @@ def _with_actors(
     with Cluster(spec, run, prepared.model_dir, prepared.dtype, prepared.head_dir) as cluster:
         display.stage("start", 1, "cluster")
         actors = cluster.start({"train": prepared.pools.train, "heldout": prepared.pools.heldout})
+        prepared.stood = True
         display.advance(1)
         # Only now the directory belongs to this spec: a start that failed may be tried again with another one.
         if (run.path / "spec.yaml").is_file():

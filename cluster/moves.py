@@ -22,6 +22,9 @@ SHARE = 0.25
 """Of the time that may go into considering moves when idle workers come one after another: each of a thousand would
 have all the others asked."""
 
+PATIENCE_S = 1.0
+"""Longest wait for what workers say of their progress; who is silent for longer takes no part."""
+
 FIRST_MOVE_S = 0.1
 """What a move is thought to cost beside its prefill before the first one was measured."""
 
@@ -54,7 +57,7 @@ class Mover:
         pause_s = CHECK_S if idle == before else self._took_s / SHARE
         if not idle or began - asked < pause_s:
             return
-        reports = self._workers.ask("progress", dict.fromkeys(serving, ()))
+        reports = self._workers.ask("progress", dict.fromkeys(serving, ()), PATIENCE_S)
         for progress in reports.values():
             self._times.add(progress.steps)
         speed = self._times.speed()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.bundles import bundles, extra_bundle, labels
-from cluster.errors import RunFailed
+from cluster.errors import NoRoom
 from cluster.spec import Spec
 
 
@@ -19,12 +19,12 @@ class Places:
         self._extra: dict[str, Any] = {}  # by rollout worker
 
     def reserve(self) -> None:
-        """The bundles that the run cannot start without. Raises RunFailed with what is asked and what is there."""
+        """The bundles that the run cannot start without. Raises NoRoom with what is asked and what is there."""
         wanted, timeout_s = bundles(self._spec), self._spec.limits.placement_timeout_s
         self._base = _placement_group(wanted, labels(self._spec))
         if not self._base.wait(timeout_s):
             self.leave()
-            raise RunFailed(_no_room(wanted, labels(self._spec), timeout_s))
+            raise NoRoom(_no_room(wanted, labels(self._spec), timeout_s))
 
     def ask(self, worker: str) -> None:
         """A bundle for a further rollout worker; nobody waits for it."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.requests import GroupRequest, Sampling
-from cluster.answers import fault
+from cluster.answers import fault, not_an_answer
 from cluster.bubbles import Bubbles
 from cluster.dispatch import Dispatcher
 from cluster.errors import ActorLost
@@ -127,7 +127,9 @@ class Rollouts:
         for ref in ready:
             worker = collects.pop(ref)
             found = self._workers.take(ref, worker)
-            if found is not None:
+            if found is not None and (wrong := not_an_answer(found)):
+                self._workers.lose(worker, wrong)
+            elif found is not None:
                 self._workers.fleet.heard(worker, time.monotonic() - found.step_s)
                 answers.append((worker, found.items))
         suspects, silent = self._workers.fleet.look(awaited, time.monotonic())

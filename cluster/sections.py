@@ -75,8 +75,8 @@ class LimitsSpec(Section):
     """Longest silence of a rollout worker that was asked something, and longest step of its engine; then it is taken as
     lost. Half of it makes it suspect."""
     worker_restarts: int = Field(default=10, ge=0, le=1_000_000)
-    """Rollout workers and drafters started again in place of lost ones, by this process; when none is left, the next
-    loss of a worker fails the run, which `tailrace resume` then continues."""
+    """Rollout workers started again in place of lost ones since the run last went back to a checkpoint, and drafters as
+    many; when none is left, the next loss of a worker fails the run, which `tailrace resume` then continues."""
     group_attempts: int = Field(default=3, ge=1, le=1000)
     """Times that a group may be lost with the worker that samples it, before the run fails and names it."""
     restarts: int = Field(default=3, ge=0, le=1_000_000)

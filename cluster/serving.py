@@ -33,6 +33,7 @@ class Serving:
         needed = self.spec.rollout.workers.min if self.spec.run.deterministic else 1
         while True:
             self.workers.tick()
+            self.workers.release(())  # nothing is out between two phases
             self._refit()
             if len(self.workers.serving) >= needed:
                 return
@@ -60,7 +61,7 @@ class Serving:
         failed: dict[int, str] = {}
         if self.version:  # an engine starts with the weights of version 0
             handles = [workers.handles[name] for name in names]
-            each_s = min(limits.worker_timeout_s, limits.publish_timeout_s)
+            each_s = min(limits.worker_timeout_s, limits.publish_timeout_s / 4)
             calls = [rank.publish.remote(handles, self.version, each_s) for rank in self.actors.ranks]
             sent = wait(calls, limits.publish_timeout_s, f"weights of version {self.version} to be in service")[0]
             failed = sent.failed

@@ -25,8 +25,8 @@ def wait(refs: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
         raise ActorLost(f"waited {timeout_s:g} s for {what}") from error
     except ray.exceptions.RayError as error:
         cause = cause_of(error)
-        # An actor that called one which died has only failed with it.
-        kind = ActorLost if isinstance(cause, ray.exceptions.RayError) else RunFailed
+        # An actor that called one which died, or was in a collective with it, has only failed with it.
+        kind = ActorLost if isinstance(cause, ray.exceptions.RayError) or _lost_peer(cause) else RunFailed
         raise kind(f"{what}: {told(cause)}") from error
 
 
@@ -37,6 +37,12 @@ def cause_of(error: Any) -> BaseException:
     while isinstance(error, ray.exceptions.RayTaskError) and getattr(error, "cause", None) is not None:
         error = error.cause
     return error
+
+
+def _lost_peer(cause: BaseException) -> bool:
+    """Whether a collective of torch.distributed failed because another rank is gone: of gloo a RuntimeError that names
+    the place in its source."""
+    return type(cause).__name__ == "DistBackendError" or "gloo/transport" in str(cause)
 
 
 def told(cause: BaseException) -> str:

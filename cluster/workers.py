@@ -7,7 +7,7 @@ it is ended before another is started in its place; nothing is asked of a name t
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.errors import ActorLost, RunFailed
@@ -44,6 +44,7 @@ class Workers:
         self._wanted: set[str] = set()  # without a process: when there is a place for it
         self._deadlines: dict[str, float] = {}  # on the clock of time.time; of workers whose node is about to go
         self._lost: list[str] = []
+        self._size = len(self.handles)
         self._looked = self._missing_since = now = time.monotonic()
         self._deterministic = spec.run.deterministic
         for name in self.handles:
@@ -58,29 +59,44 @@ class Workers:
 
     @property
     def hope(self) -> bool:
-        """Whether any worker is in service, or may yet come."""
-        return bool(self.serving or self._coming or self.fleet.names("stale") or self._wanted & self._base)
+        """Whether any worker is in service, has something to finish, or may yet come."""
+        here = self.fleet.names("stale", "healthy", "suspect", "retired")
+        return bool(here or self._coming or self._wanted & self._base)
 
     # Calls.
 
-    def ask(self, method: str, calls: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """One call to each of these workers, at once. Gives the answers; who gives none within
-        limits.worker_timeout_s, or raises, is lost. Raises RunFailed when the fault is the user's."""
-        import ray
-
-        limit = self._limits.worker_timeout_s
+    def ask(self, method: str, calls: Mapping[str, Sequence[Any]], patience_s: float | None = None) -> dict[str, Any]:
+        """One call to each of these workers, at once. Gives the answers; who raises is lost, and so is who gives none
+        before its silence reaches limits.worker_timeout_s. With `patience_s` the latter is only left out after so many
+        seconds. Raises RunFailed when the fault is the user's."""
+        now, limit = time.monotonic(), self._limits.worker_timeout_s
         handles = {name: self.handles[name] for name in calls if name in self.handles}
         asked = {getattr(handle, method).remote(*calls[name]): name for name, handle in handles.items()}
-        if not asked:
-            return {}
-        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=limit / 2)
-        if silent:
-            on_stall.get()(f"{', '.join(asked[ref] for ref in silent)}: {method}", limit / 2, limit)
-            ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=limit / 2)
-        for ref in silent:
-            self.lose(asked[ref], f"no answer to {method} within limits.worker_timeout_s = {limit:g} s")
-        answers = {asked[ref]: self.take(ref, asked[ref]) for ref in ready}
+        until = {ref: now + (patience_s or max(limit - self.fleet.silence_s(name, now), limit / 4))
+                 for ref, name in asked.items()}  # fmt: skip
+        answers = {}
+        for ref in self._answered(until, f"{method} of {', '.join(handles)}"):
+            answers[asked[ref]] = self.take(ref, asked[ref])
+            del asked[ref]
+        for name in asked.values() if patience_s is None else ():
+            self.lose(name, f"no answer to {method} within limits.worker_timeout_s = {limit:g} s")
         return {name: answer for name, answer in answers.items() if self.handles.get(name) is handles[name]}
+
+    def _answered(self, until: Mapping[Any, float], what: str) -> Iterator[Any]:
+        """References of calls that are over before their time, which is on the clock of time.monotonic."""
+        import ray
+
+        began, half = time.monotonic(), self._limits.worker_timeout_s / 2
+        waiting, told = dict(until), False
+        while waiting:
+            next_s = min(waiting.values()) - time.monotonic()
+            done, open_ = ray.wait(list(waiting), num_returns=len(waiting), timeout=max(min(next_s, half), 0))
+            yield from done
+            now = time.monotonic()
+            waiting = {ref: waiting[ref] for ref in open_ if waiting[ref] > now}
+            if waiting and not told and now - began >= half:
+                told = True
+                on_stall.get()(what, now - began, 2 * half)
 
     def take(self, ref: Any, name: str) -> Any:
         """The answer of a call that is over; None when the worker failed, which is lost by that. Raises RunFailed when
@@ -106,18 +122,24 @@ class Workers:
         if self._crew is None or not self._crew.replaces:
             raise ActorLost(f"{name} is lost: {why}")
         self._crew.end(handle)
-        if self.fleet.members[name].state == "retired":
-            self._gone(name)
-        else:
-            self.fleet.lost(name, why, time.monotonic())
-            self._wanted.add(name)
         self._lost.append(name)
-        left = self.fleet.restarts_left
-        self._journal("worker_lost", worker=name, why=why, restarts_left=left)
-        if not left:
+        if self.fleet.members[name].state == "retired":
+            self._journal("worker_lost", worker=name, why=why)
+            self._gone(name)
+            return
+        may_restart = self.fleet.lost(name, why, time.monotonic())
+        self._journal("worker_lost", worker=name, why=why, restarts_left=max(self.fleet.restarts_left, 0))
+        if not may_restart:
             limit = self._limits.worker_restarts
             raise RunFailed(f"{name} is lost: {why}; limits.worker_restarts = {limit} are spent")
+        self._want(name)
         self._tell(f"{name} is lost: {why}; another is started in its place")
+
+    def _want(self, name: str) -> None:
+        """It is to be started as soon as there is a place for it."""
+        if not self._wanted & self._base:
+            self._missing_since = time.monotonic()
+        self._wanted.add(name)
 
     def take_lost(self) -> list[str]:
         """Workers lost since this was last asked."""
@@ -134,6 +156,7 @@ class Workers:
             self._looked = now
             leaving = self._crew.leaving_nodes()
             self._leave(leaving)
+            self._resize(self._size)
             self._start(leaving, now)
         self._take_ready(now)
         self._check_places(now)
@@ -158,10 +181,8 @@ class Workers:
 
     def _start(self, leaving: Mapping[str, float], now: float) -> None:
         placed = {name for name in self._wanted if self._crew.node_of(name) not in (None, *leaving)}
-        new = placed - self.fleet.members.keys()
-        for name in new:
+        for name in sorted(placed):
             self.fleet.starts(name, now)
-        for name in [*new, *self.fleet.restart(placed, now)]:
             self._wanted.discard(name)
             handle = self._crew.start_worker(name)
             self._coming[name] = handle, handle.ready.remote()
@@ -185,14 +206,19 @@ class Workers:
 
     def phase_begins(self, rollouts: int) -> None:
         """A rollout phase of this size: ask for places for the workers that it has use for."""
-        self._resize(self._scale.phase(rollouts))
+        self._size = self._scale.phase(rollouts)
+        self._resize(self._size)
 
     def pause(self) -> None:
         """Nothing is sampled for a while: further workers leave."""
-        self._resize(self._scale.pause())
+        self._size = self._scale.pause()
+        self._resize(self._size)
         self.release(())
 
     def _resize(self, wanted: int) -> None:
+        """Of workers that stay, as many as wanted: also where one is missing because its node is about to go."""
+        if self._deterministic:  # who samples what depends on how many there are
+            return
         here = [name for name in [*self.fleet.members, *self._wanted - self.fleet.members.keys()]
                 if name not in self.fleet.names("retired")]  # fmt: skip
         for _ in range(wanted - len(here)):
@@ -207,9 +233,7 @@ class Workers:
     def _leave(self, leaving: Mapping[str, float]) -> None:
         """Workers on nodes that are about to go get no more work; what one has not finished shortly before the end
         goes to others."""
-        if not leaving:
-            return
-        for name in self.serving:
+        for name in self.serving if leaving else ():
             node = self._crew.node_of(name)
             if node is not None and node in leaving:
                 self._deadlines[name] = leaving[node] or float("inf")
@@ -244,7 +268,7 @@ class Workers:
         self.fleet.gone(name)
         self._deadlines.pop(name, None)
         if name in self._base:
-            self._wanted.add(name)
+            self._want(name)
         else:
             self._wanted.discard(name)
             self._crew.give_back_place(name)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from actors.requests import GroupRequest, Sampling
-from cluster.answers import fault
+from actors.rollout import Collected
+from cluster.answers import fault, not_an_answer
 from trainer.types import Group
 
 REQUEST, SAMPLING = GroupRequest("4/x", 4, 7, 2, 9), Sampling("train", 3, 1.0)
@@ -45,9 +46,21 @@ def test_an_evaluation_may_come_without_logprobs_a_training_group_may_not():
         ({"rewards": np.array([0.0, 1.5])}, "reward"),
         ({"rewards": np.array([0.0])}, "1 rewards for 2"),
         ({"truncated": np.array([True])}, "2 rewards for 2|for 2 responses"),
+        ({"token_ids": None}, "token_ids are not a column"),
+        ({"token_ids": np.full(5, np.nan)}, "token_ids are not a column"),
+        ({"token_ids": np.zeros((5, 1), np.int32)}, "token_ids are not a column"),
+        ({"rewards": np.array(["1", "0"])}, "rewards are not a column"),
+        ({"logprobs": np.full(5, -1e30, np.float32)}, "log-probability"),
     ],
 )
 def test_nonsense_is_named(wrong, says):
     import re
 
     assert re.search(says, fault(replace(GOOD, **wrong), REQUEST, SAMPLING, 99) or "")
+
+
+def test_an_answer_that_is_none_is_named():
+    assert not_an_answer(Collected([GOOD])) is None
+    assert not_an_answer(None) == "it gave a NoneType instead of what it has finished"
+    assert not_an_answer(Collected([GOOD, "x"])) == "it gave a str instead of a group"
+    assert not_an_answer(Collected([replace(GOOD, id=[])])) == "it gave a group without a name"

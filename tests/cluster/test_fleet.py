@@ -32,7 +32,7 @@ def test_a_worker_started_again_is_stale_until_it_was_given_the_weights():
     fleet = fleet_of("a", "b")
     fleet.lost("a", "died", 1)
     assert (fleet.serving, fleet.outdated(3)) == (["b"], [])
-    assert fleet.restart({"a"}, 2) == ["a"]
+    fleet.starts("a", 2)
     assert (fleet.serving, fleet.outdated(3)) == (["b"], [])
     fleet.ready("a", 9)
     assert (fleet.serving, fleet.outdated(3)) == (["b"], ["a"])
@@ -87,12 +87,17 @@ def test_a_driver_that_was_stopped_blames_nobody_for_it():
 
 def test_no_more_workers_are_started_again_than_may():
     fleet = fleet_of("a", "b", restarts=1)
-    fleet.lost("a", "died", 1)
-    fleet.lost("b", "died", 1)
-    assert fleet.restart(set(), 2) == [], "there is no place for them"
-    assert fleet.restart({"a", "b"}, 3) == ["a"]
-    assert fleet.restart({"a", "b"}, 4) == []
-    assert fleet.restarts_left == 0
+    assert fleet.lost("a", "died", 1)
+    assert not fleet.lost("b", "died", 1)
+    assert fleet.losses == 2
+
+
+def test_silence_is_known_only_while_somebody_looks():
+    fleet = fleet_of("a")
+    assert fleet.silence_s("a", 5) == 0
+    fleet.look("a", 5)
+    assert fleet.silence_s("a", 6) == 6
+    assert fleet.silence_s("a", 60) == 0
 
 
 def test_a_retired_worker_is_watched_while_it_finishes_and_then_leaves():
