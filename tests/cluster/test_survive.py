@@ -76,16 +76,17 @@ def strike(monkeypatch, run: RunDirectory, blows: list[Blow]) -> list[tuple[str,
     waiting, passed = list(blows), 0
 
     def noticed() -> int:
-        return sum(event["event"] in ("worker_lost", "restarted") for event in run.events())
+        return sum(event["event"] in ("worker_lost", "restarted", "drafter_lost") for event in run.events())
 
     def seen(what: str) -> None:
         nonlocal passed
-        if not waiting or (waiting[0][0] != "DrafterActor" and noticed() < len(struck)):
+        if not waiting or noticed() < len(struck):
             return
         kind, number, phase = waiting[0]
         beginning, count = PHASES[phase]
         passed += what.startswith(beginning)
-        if passed == count and (there := pids(kind)):
+        there = sorted(set(pids(kind)).difference(pid for *_, pid in struck))
+        if passed >= count and there and what.startswith(beginning):
             pid = there[len(struck) % len(there)]
             os.kill(pid, number)
             struck.append((kind, phase, pid))
@@ -164,15 +165,16 @@ def test_a_run_outlives_its_drafters_in_each_phase(spec_data, tmp_path, monkeypa
     """How much is drafted depends on measured times, so such a run is compared by its ledger."""
     data = long_enough(spec_data)
     data["run"]["deterministic"] = False
-    train_spec = {"steps": 3, "micro_step_tokens": 128, "cold_start_s": 40}
+    # A drafter's death is seen in its next session; the cold start buys one after each of the first eight updates.
+    train_spec = {"steps": 3, "micro_step_tokens": 128, "cold_start_s": 160}
     data["drafter"] = {"method": "eagle3", "max_draft_tokens": 3, "train": train_spec}
-    phases = ("decide", "dispatch", "roll out", "observe", "learn", "publish", "checkpoint")
+    phases = ("roll out", "learn", "publish", "checkpoint")
     run = RunDirectory(tmp_path / "run")
     struck = strike(monkeypatch, run, [("DrafterActor", number, phase) for phase in phases])
     summary = train(parse_spec(data, "test"), run.path, Display("struck"))
     print(f"{struck}; {summary['workers']}")
-    assert len(struck) == len(phases)
-    assert summary["workers"]["drafters_lost"] > 0
+    assert len(struck) == len({pid for *_, pid in struck}) == len(phases)
+    assert summary["workers"]["drafters_lost"] == len(phases)
     assert (summary["workers"]["lost"], summary["restarts"], summary["rollouts"]["lost"]) == (0, 0, 0)
     rolled_out = [event["epoch"] for event in run.events() if event["event"] == "rolled_out"]
     assert rolled_out == list(range(summary["epochs"]))

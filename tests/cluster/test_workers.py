@@ -164,7 +164,7 @@ class Publishing(Serving):
         data["run"]["deterministic"] = deterministic
         self.spec, self.workers, self._check_stop = parse_spec(data, "test"), workers, stop
         self.version, self.update = 0, None
-        self.bubbles = type("Bubbles", (), {"publish": lambda _: None, "joined": lambda _, name: None})()  # type: ignore
+        self.bubbles = type("Bubbles", (), {"publish": lambda _: None, "joined": lambda _, name: None})()
 
 
 def test_a_deterministic_run_whose_worker_must_leave_goes_back_instead_of_waiting_for_it(world):
