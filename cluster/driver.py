@@ -111,7 +111,8 @@ class Driver(RecipeStages, Updates, Serving):
             exhausted = self._epoch()
             self.stage_done += 1
             over = exhausted or self.stage_done == stage.epochs
-            if not over and self.stage_done % self.spec.run.checkpoint_every_epochs == 0:
+            due = self.stage_done % self.spec.run.checkpoint_every_epochs == 0
+            if not over and (due or self.workers.take_notice()):
                 self._checkpoint()
         self._finish_update()
         self._finish_stage()

@@ -176,6 +176,10 @@ class Cluster:
         """The node that the worker's bundle is on; None while it is on none."""
         return self._places.node_of(worker)
 
+    def rank_nodes(self) -> set[str]:
+        """The nodes that learner ranks are on."""
+        return self._places.nodes_of_ranks()
+
     def leaving_nodes(self) -> dict[str, float]:
         """Nodes that have been told to go, and when, in seconds since 1970 (0: not said)."""
         return leaving_nodes()

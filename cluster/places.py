@@ -51,6 +51,14 @@ class Places:
             return self._extra[worker], 0
         return self._base, int(worker.rpartition("-")[2])
 
+    def nodes_of_ranks(self) -> set[str]:
+        """The nodes that learner ranks are on."""
+        import ray
+
+        spec, nodes = self._spec, ray.util.placement_group_table(self._base)["bundles_to_node_id"]
+        first = 0 if spec.cluster.placement == "colocated" else spec.rollout.workers.min
+        return {nodes[first + i] for i in range(spec.learner.ranks) if first + i in nodes}
+
     def base(self, index: int) -> tuple[Any, int]:
         return self._base, index
 

@@ -43,6 +43,8 @@ class Workers:
         self._coming: dict[str, tuple[Any, Any]] = {}  # handle, and reference of its `ready`
         self._wanted: set[str] = set()  # without a process: when there is a place for it
         self._deadlines: dict[str, float] = {}  # on the clock of time.time; of workers whose node is about to go
+        self._noticed: set[str] = set()  # nodes that were told to go since somebody asked, and those known before
+        self._known: set[str] = set()
         self._lost: list[str] = []
         self._size = len(self.handles)
         self._looked = self._missing_since = now = time.monotonic()
@@ -146,6 +148,12 @@ class Workers:
         lost, self._lost = self._lost, []
         return lost
 
+    def take_notice(self) -> bool:
+        """Whether a node with a learner rank was told to go since this was last asked: time for a checkpoint."""
+        told, self._noticed = self._noticed - self._known, set()
+        self._known |= told
+        return bool(told) and bool(told & self._crew.rank_nodes())
+
     def tick(self) -> None:
         """Start workers for which there is a place, and take in those that have become ready: they are stale then.
         Raises ActorLost when there is no place for what the run cannot do without."""
@@ -157,6 +165,7 @@ class Workers:
             leaving = self._crew.leaving_nodes()
             self._leave(leaving)
             self._resize(self._size)
+            self._noticed |= leaving.keys()
             self._start(leaving, now)
         self._take_ready(now)
         self._check_places(now)

@@ -34,6 +34,9 @@ class Crew:
     def node_of(self, name: str) -> str | None:
         return self.places.get(name)
 
+    def rank_nodes(self) -> set[str]:
+        return {"node-rollout-0"}
+
     def ask_place(self, name: str) -> None:
         self.asked.append(name)
 
@@ -154,6 +157,18 @@ def test_a_deadline_holds_also_when_the_notice_is_heard_no_more(world):
     time.sleep(0.4)
     workers.tick()
     assert named(events, "worker_lost") == ["rollout-1"]
+
+
+def test_a_notice_for_a_node_of_the_learner_is_told_once(world):
+    workers, crew, _ = world(2, 2)
+    crew.leaving = {"node-rollout-1": time.time() + 600}
+    workers.tick()
+    assert not workers.take_notice(), "no rank is there"
+    crew.leaving |= {"node-rollout-0": time.time() + 600}
+    workers.tick()
+    assert workers.take_notice()
+    workers.tick()
+    assert not workers.take_notice()
 
 
 class Publishing(Serving):
