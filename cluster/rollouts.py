@@ -17,7 +17,7 @@ from cluster.lengths import Lengths
 from cluster.moves import Mover
 from cluster.spec import Spec
 from cluster.waits import on_stall
-from cluster.workers import POLL_S, Workers
+from cluster.workers import POLL_S, Workers, by_number
 from trainer.types import Group
 
 COLLECT_S = 0.5
@@ -97,7 +97,7 @@ class Rollouts:
         self._refit()
         self._give_up(dispatcher)
         serving = set(self._workers.serving)
-        for worker in sorted(serving - members, key=_number):
+        for worker in sorted(serving - members, key=by_number):
             dispatcher.join(worker)
         for worker in members - serving:
             dispatcher.leave(worker)
@@ -190,8 +190,3 @@ class _Silence:
         if silent_s > self._limit_s / 2 and not self._told:
             self._told = True
             on_stall.get()(what(), silent_s, self._limit_s)
-
-
-def _number(worker: str) -> tuple[int, str]:
-    """Workers in the order of their numbers, rollout-2 before rollout-10."""
-    return len(worker), worker

@@ -228,15 +228,15 @@ class Workers:
         """Of workers that stay, as many as wanted: also where one is missing because its node is about to go."""
         if self._deterministic:  # who samples what depends on how many there are
             return
-        here = [name for name in [*self.fleet.members, *self._wanted - self.fleet.members.keys()]
-                if name not in self.fleet.names("retired")]  # fmt: skip
+        retired = set(self.fleet.names("retired"))
+        here = sorted((self.fleet.members.keys() | self._wanted) - retired, key=by_number)
         for _ in range(wanted - len(here)):
             name = f"rollout-{next(self._numbers)}"
             self._crew.ask_place(name)
             self._wanted.add(name)
             self._journal("worker_asked", worker=name)
         spare = [name for name in here if name not in self._base]
-        for name in spare[: max(len(here) - wanted, 0)]:
+        for name in spare[len(spare) - max(len(here) - wanted, 0) :]:
             self._retire(name, "not needed")
 
     def _leave(self, leaving: Mapping[str, float]) -> None:
@@ -281,3 +281,8 @@ class Workers:
         else:
             self._wanted.discard(name)
             self._crew.give_back_place(name)
+
+
+def by_number(worker: str) -> tuple[int, str]:
+    """Workers in the order of their numbers, rollout-2 before rollout-10."""
+    return len(worker), worker
