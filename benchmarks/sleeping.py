@@ -1,7 +1,7 @@
 """Rollout workers whose engine sleeps instead of computing: for a machine that holds no 64 engines, let alone 1,024.
 
-`SleepingEngine` stands where `actors.engine.Engine` does, below the real RolloutWorker: its threads, queues, handover of
-responses and groups are the product's. Only how long things take, and what the tokens are, is made up: see `Pace`.
+`SleepingEngine` stands where `actors.engine.Engine` does, below the real RolloutWorker: its threads, queues, handover
+of responses and groups are the product's. Only how long things take, and what the tokens are, is made up: see `Pace`.
 """
 
 import heapq
