@@ -39,6 +39,8 @@ class Pace:
     median_tokens: float = 128.0
     sigma: float = 1.0
     max_tokens: int = 2048
+    model_dir: str = ""
+    """There is none, but the worker asks."""
 
     def length(self, prompt: int, seed: int, so_far: int) -> int:
         """Tokens of a response, more than `so_far`."""
