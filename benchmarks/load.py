@@ -1,4 +1,4 @@
-"""What load does to the service: `python benchmarks/load.py metrics [RUNS]` writes its part of results/load.json.
+"""What load does to the service: `python benchmarks/load.py {metrics,first,twenty} [RUNS]`, parts of results/load.json.
 
 `metrics`: what watching costs, as a share of the wall time of epochs. RUNS runs (5) of the quickstart's recipe, each of
 20 epochs, on one set of actors (two engines, two learner ranks), while a process of its own scrapes the endpoint once a
@@ -6,6 +6,10 @@ second. Counted are the wall time inside the driver's calls of journal, metrics 
 threads that answer the scraper (they run beside the driver, which mostly waits), and the wall time of the counting on
 the engines' threads, of which the slower worker's counts. Not counted: two readings of the clock around each call of
 the learner, and what a checkpoint costs. Target: under 1 %.
+
+`first`: RUNS times (5) a run of the tests' small model is submitted to a head that is up; seconds from the start of the
+command to the first group. Target: under 30 s. `twenty`: RUNS jobs (20) of one CPU each, submitted at once to a head of
+two; every look at each says that it runs, is finished, or waits and for what, none is lost, and all budgets are spent.
 """
 
 import contextlib
@@ -27,6 +31,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import load_jobs
 from benchmarks.bench import TIMEOUT_S, base_model, from_base, started
 from benchmarks.overhead import cpu_name, spread
 from cluster.checkpoint import RunDirectory, write_atomically
@@ -176,7 +181,11 @@ def figures(
     }
 
 
-COMMANDS = {"metrics": metrics}
+COMMANDS: dict[str, Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]] = {
+    "metrics": metrics,
+    "first": load_jobs.first,
+    "twenty": load_jobs.twenty,
+}
 
 
 def keep(name: str, report: dict[str, Any], runs: list[dict[str, Any]]) -> None:

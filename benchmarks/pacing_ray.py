@@ -3,6 +3,7 @@ itself.
 """
 
 import contextlib
+import functools
 import os
 import statistics
 import tempfile
@@ -190,7 +191,7 @@ def measured_costs(tokens: int) -> tuple[Costs, dict[str, Any]]:
     call = typical(200, lambda: sent.append(host.call.remote(0, "__class__")))
     ray.wait(sent, num_returns=len(sent), timeout=TIMEOUT_S)
     pauses = [host.pause.remote(3.0) for _ in range(1024)]
-    few, many = (typical(20, lambda: ray.wait(pauses[:n], timeout=0)) for n in (1, 1024))
+    few, many = (typical(20, functools.partial(ray.wait, pauses[:n], timeout=0)) for n in (1, 1024))
     for ref in pauses:
         ray.cancel(ref)
 

@@ -1,7 +1,7 @@
 """Rollout workers whose engine sleeps instead of computing: for a machine that holds no 64 engines, let alone 1,024.
 
-`SleepingEngine` stands where `actors.engine.Engine` does, below the real RolloutWorker: its threads, queues, handover of
-responses and groups are the product's. Only how long things take, and what the tokens are, is made up: see `Pace`.
+`SleepingEngine` stands where `actors.engine.Engine` does, below the real RolloutWorker: its threads, queues, handover
+of responses and groups are the product's. Only how long things take, and what the tokens are, is made up: see `Pace`.
 """
 
 import heapq
@@ -39,6 +39,8 @@ class Pace:
     median_tokens: float = 128.0
     sigma: float = 1.0
     max_tokens: int = 2048
+    model_dir: str = ""
+    """There is none, but the worker asks."""
 
     def length(self, prompt: int, seed: int, so_far: int) -> int:
         """Tokens of a response, more than `so_far`."""

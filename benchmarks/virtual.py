@@ -280,12 +280,11 @@ class WorkerProcess(Process):
         super().__init__(ray, VirtualWorker(pace, None, pools, seed))  # type: ignore[arg-type]
         self.actor.ready()
         self._up_at = ray.clock.now + start_s
+        self.hangs = False
         self._inbox: list[tuple[str, tuple, Ref]] = []
         self._collector: Ref | None = None
         self._stride: tuple[float, float, float, int] | None = None
         """When it began, seconds of its first step and of each further one, steps."""
-        self.tokens = 0
-        self.hangs = False
 
     def arrives(self, method: str, args: tuple, ref: Ref) -> None:
         if not self.alive or self.hangs:
@@ -302,6 +301,10 @@ class WorkerProcess(Process):
                 self._go_on()
             else:
                 self._shorten()
+
+    def hang(self) -> None:
+        """As when the process is stopped: it neither answers nor ends."""
+        self.hangs = True
 
     def _go_on(self) -> None:
         while self._inbox:
@@ -339,7 +342,6 @@ class WorkerProcess(Process):
         if steps > 1:
             engine.last_step = (running, 0)
             handover.timed(each_s)
-        self.tokens += running * steps * engine.pace.tokens_per_step
         self._go_on()
 
     def _answer_collector(self) -> None:
@@ -398,7 +400,7 @@ class Crew:
 
     replaces = True
 
-    def __init__(self, start: Callable[[float], WorkerProcess], start_s: float = 10.0) -> None:
+    def __init__(self, start: Callable[[float], WorkerProcess], start_s: float) -> None:
         self._start, self._start_s = start, start_s
         self.started = 0
 
@@ -423,7 +425,11 @@ class Crew:
 class Simulation:
     """One run in virtual time; `driver.run_stages()` carries it out inside `with`."""
 
-    def __init__(self, spec: Spec, pace: Pace, prompts: int, run_dir: Path, costs: Costs, learn_s: float = 1.0) -> None:
+    def __init__(
+        self, spec: Spec, pace: Pace, prompts: int, run_dir: Path, costs: Costs, learn_s: float = 1.0,
+        start_s: float = 10.0,
+    ) -> None:  # fmt: skip
+        """`learn_s`: seconds of an update; `start_s`: of a worker's start in place of a lost one."""
         self.clock = Clock()
         self.ray = VirtualRay(self.clock, costs)
         pools = pace.pools(prompts)
@@ -433,7 +439,7 @@ class Simulation:
             return WorkerProcess(self.ray, pace, by_name, spec.run.seed, start_s)
 
         self.workers = {f"rollout-{i}": start() for i in range(spec.rollout.workers.min)}
-        self.crew = Crew(start)
+        self.crew = Crew(start, start_s)
         learner = LearnerProcess(self.ray, Learner(self.ray), {"update": learn_s})
         allocator = Process(self.ray, AllocatorActor(**allocator_arguments(spec, pools.train)))
         cores: dict[str, list[int]] = {name: [] for name in self.workers}

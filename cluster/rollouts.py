@@ -114,13 +114,15 @@ class Rollouts:
         import ray
 
         collects, limit = self._collects, self._spec.limits.worker_timeout_s
-        answer_s = min(max(COLLECT_S, len(awaited) / EMPTY_ANSWERS_PER_S), max(COLLECT_S, limit / 8))
+        # The fleet takes a quarter of the limit without a look for a pause of this process.
+        wait_s = min(COLLECT_S, limit / 8)
+        answer_s = max(wait_s, min(len(awaited) / EMPTY_ANSWERS_PER_S, limit / 8))
         for worker in awaited - set(collects.values()):
             if worker in self._workers.handles:
                 collects[self._workers.handles[worker].collect.remote(answer_s)] = worker
         if not collects:
             time.sleep(POLL_S)
-        ready, rest = ray.wait(list(collects), timeout=COLLECT_S) if collects else ([], [])
+        ready, rest = ray.wait(list(collects), timeout=wait_s) if collects else ([], [])
         if ready and rest:  # all that is there: what follows is done once for all of them
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         answers = []
