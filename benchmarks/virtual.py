@@ -385,14 +385,14 @@ class LearnerProcess(Process):
             return
         workers, version, timeout_s = args
         sent = [worker.send("load", ([None], 0, version, timeout_s)) for worker in workers]
-        self._settle(sent, ref)
+        self._settle(sent, ref, self.ray.clock.now + timeout_s)
 
-    def _settle(self, sent: list[Ref], ref: Ref) -> None:
-        if all(call.ready for call in sent):
-            failed = {n: str(call.error) for n, call in enumerate(sent) if call.error is not None}
+    def _settle(self, sent: list[Ref], ref: Ref, deadline: float) -> None:
+        if all(call.ready for call in sent) or self.ray.clock.now >= deadline:
+            failed = {n: str(call.error) for n, call in enumerate(sent) if not call.ready or call.error is not None}
             self.answers(ref, Published(1.0, failed))
         else:
-            self.ray.clock.after(0.01, self._settle, sent, ref)
+            self.ray.clock.after(0.01, self._settle, sent, ref, deadline)
 
 
 class Crew:
