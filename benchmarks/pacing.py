@@ -1,8 +1,8 @@
-"""How far one driver reaches: `python benchmarks/pacing.py {scale,ray,memory,store}`, parts of results/pacing.json.
+"""How far one driver reaches: `python benchmarks/pacing.py {scale,limit,ray,memory,store}`, parts of results/pacing.json.
 
 The driver is the real one, over workers whose engines sleep (benchmarks/sleeping.py). `scale`: what a message costs
 the driver on Ray here, and with that 1 to 2,048 workers in virtual time (benchmarks/virtual.py), against a driver that
-takes no time. `ray`: 1 to 64 workers on Ray, and what the simulation says of them. `memory`: what the driver's process
+takes no time; `limit` needs the driver four times as often. `ray`: 1 to 64 workers on Ray, and what the simulation says of them. `memory`: what the driver's process
 holds over 10,000 epochs in virtual time, a worker lost now and then. `store`: the object store over 480 epochs on Ray,
 as many as epochs of a minute are in 8 hours, weights published after each.
 """
@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "pacing.json"
 GROUPS_PER_WORKER = 16
 """Of 8 responses: twice what an engine has slots for."""
-ON_RAY, VIRTUAL = (1, 4, 16, 64), (1, 4, 16, 64, 256, 512, 1024, 2048)
+ON_RAY, VIRTUAL, BEYOND = (1, 4, 16, 64), (1, 4, 16, 64, 256, 512, 1024, 2048), (256, 512, 1024, 2048)
 
 
 def spec_of(workers: int, groups: int, epochs: int, group_rollouts: int = 8, **sections: dict[str, Any]) -> Spec:
@@ -80,6 +80,26 @@ def scale() -> dict[str, Any]:
         "ideal_groups_per_s_per_worker": each,
         "rows": rows,
     }
+
+
+def limit() -> dict[str, Any]:
+    """Engines that give four tokens a step, so that every worker needs the driver four times as often."""
+    pace = Pace(tokens_per_step=4)
+    with local_ray():
+        costs, table = measured_costs(tokens=211)
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        pairs = [[pool.submit(virtual_with, workers, pace, these) for these in (costs, Costs())] for workers in BEYOND]
+        rows = []
+        for charged, ideal in pairs:
+            run, free = charged.result(), ideal.result()
+            share = {
+                "share_of_ideal": run["groups_per_s"] / free["groups_per_s"],
+                "share_of_ideal_phase": free["rollout_s"] / run["rollout_s"],
+            }
+            rows.append(told(run | share))
+    return {
+        "pace": dataclasses.asdict(pace), "groups_per_worker": GROUPS_PER_WORKER, "message_costs_s": table, "rows": rows
+    }  # fmt: skip
 
 
 def on_ray() -> dict[str, Any]:
@@ -268,7 +288,13 @@ def slope(rows: list[dict[str, float]], key: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"scale": scale, "ray": on_ray, "memory": memory, "store": store}
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "scale": scale,
+    "limit": limit,
+    "ray": on_ray,
+    "memory": memory,
+    "store": store,
+}
 
 
 def main() -> None:
@@ -283,7 +309,11 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_atomically(RESULTS, json.dumps(whole, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in report.items() if key != "rows" or sys.argv[1] in ("scale", "ray")}))
+    print(
+        json.dumps(
+            {key: value for key, value in report.items() if key != "rows" or sys.argv[1] in ("scale", "limit", "ray")}
+        )
+    )
 
 
 if __name__ == "__main__":
