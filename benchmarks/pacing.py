@@ -1,10 +1,11 @@
-"""How far one driver reaches: `python benchmarks/pacing.py {scale,limit,ray,memory,store}`, parts of results/pacing.json.
+"""How far one driver reaches: `python benchmarks/pacing.py {scale,limit,ray,memory,store}`: results/pacing.json.
 
 The driver is the real one, over workers whose engines sleep (benchmarks/sleeping.py). `scale`: what a message costs
 the driver on Ray here, and with that 1 to 2,048 workers in virtual time (benchmarks/virtual.py), against a driver that
-takes no time; `limit` needs the driver four times as often. `ray`: 1 to 64 workers on Ray, and what the simulation says of them. `memory`: what the driver's process
-holds over 10,000 epochs in virtual time, a worker lost now and then. `store`: the object store over 480 epochs on Ray,
-as many as epochs of a minute are in 8 hours, weights published after each.
+takes no time; `limit`: the same where each worker needs the driver four times as often. `ray`: 1 to 64 workers on Ray,
+and what the simulation says of them. `memory`: what the driver's process holds over 10,000 epochs in virtual time, a
+worker lost now and then. `store`: the object store over 480 epochs on Ray, as many as epochs of a minute are in 8
+hours, weights published after each.
 """
 
 import dataclasses
@@ -258,7 +259,7 @@ def store(epochs: int = 480) -> dict[str, Any]:
         "spilled_bytes": probe.rows[-1]["spilled_bytes"],
         "objects": slope(probe.rows, "objects"),
         "took_s": took_s,
-        "rows": probe.rows[::10],
+        "rows": probe.rows,
     }
 
 
