@@ -44,7 +44,7 @@ bench: setup  ## every benchmark, hours; JSON under benchmarks/results
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/early_rl.py
-	for part in scale memory store; do $(BIN)/python benchmarks/pacing.py $$part || exit 1; done
+	for part in scale limit ray memory store; do $(BIN)/python benchmarks/pacing.py $$part || exit 1; done
 	for part in first twenty; do $(BIN)/python benchmarks/load.py $$part || exit 1; done
 
 clean:

@@ -1,10 +1,11 @@
-"""How far one driver reaches: `python benchmarks/pacing.py {scale,memory,store}`, parts of results/pacing.json.
+"""How far one driver reaches: `python benchmarks/pacing.py {scale,limit,ray,memory,store}`: results/pacing.json.
 
-The driver is the real one, over workers whose engines sleep (benchmarks/sleeping.py). `scale`: what a message costs the
-driver on Ray here; 1 to 64 workers on Ray; 1 to 1,024 in virtual time with those costs (benchmarks/virtual.py), against
-a driver that takes no time. `memory`: what the driver's process holds over 10,000 epochs in virtual time, a worker lost
-now and then. `store`: the object store over 480 epochs on Ray, as many as epochs of a minute are in 8 hours, weights
-published after each.
+The driver is the real one, over workers whose engines sleep (benchmarks/sleeping.py). `scale`: what a message costs
+the driver on Ray here, and with that 1 to 2,048 workers in virtual time (benchmarks/virtual.py), against a driver that
+takes no time; `limit`: the same where each worker needs the driver four times as often. `ray`: 1 to 64 workers on Ray,
+and what the simulation says of them. `memory`: what the driver's process holds over 10,000 epochs in virtual time, a
+worker lost now and then. `store`: the object store over 480 epochs on Ray, as many as epochs of a minute are in 8
+hours, weights published after each.
 """
 
 import dataclasses
@@ -13,7 +14,6 @@ import json
 import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -42,9 +42,9 @@ from cluster.spec import Spec, parse_spec
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "pacing.json"
-GROUPS_PER_WORKER = 48
-"""Of 8 responses: one and a half times what the engine's 256 slots hold."""
-ON_RAY, VIRTUAL = (1, 4, 16, 64), (1, 4, 16, 64, 256, 512, 1024)
+GROUPS_PER_WORKER = 16
+"""Of 8 responses: twice what an engine has slots for."""
+ON_RAY, VIRTUAL, BEYOND = (1, 4, 16, 64), (1, 4, 16, 64, 256, 512, 1024, 2048), (256, 512, 1024, 2048)
 
 
 def spec_of(workers: int, groups: int, epochs: int, group_rollouts: int = 8, **sections: dict[str, Any]) -> Spec:
@@ -64,23 +64,54 @@ def spec_of(workers: int, groups: int, epochs: int, group_rollouts: int = 8, **s
 
 
 def scale() -> dict[str, Any]:
-    pace, on_ray = Pace(), Pace(tokens_per_step=4)
+    pace = Pace()
+    with local_ray():
+        costs, table = measured_costs(tokens=211)
+    print(json.dumps(table), flush=True)
+    # The driver is charged in processor time, so that simulations may run beside each other.
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        ideal = pool.submit(virtual_with, 64, pace, Costs())
+        charged = [pool.submit(virtual_with, workers, pace, costs) for workers in reversed(VIRTUAL)]
+        each = ideal.result()["groups_per_s"] / 64
+        rows = [told(compared(run.result(), each)) for run in reversed(charged)]
+    return {
+        "pace": dataclasses.asdict(pace),
+        "groups_per_worker": GROUPS_PER_WORKER,
+        "message_costs_s": table,
+        "ideal_groups_per_s_per_worker": each,
+        "rows": rows,
+    }
+
+
+def limit() -> dict[str, Any]:
+    """Engines that give four tokens a step, so that every worker needs the driver four times as often."""
+    pace = Pace(tokens_per_step=4)
+    with local_ray():
+        costs, table = measured_costs(tokens=211)
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        pairs = [[pool.submit(virtual_with, workers, pace, these) for these in (costs, Costs())] for workers in BEYOND]
+        rows = []
+        for charged, ideal in pairs:
+            run, free = charged.result(), ideal.result()
+            share = {
+                "share_of_ideal": run["groups_per_s"] / free["groups_per_s"],
+                "share_of_ideal_phase": free["rollout_s"] / run["rollout_s"],
+            }
+            rows.append(told(run | share))
+    return {
+        "pace": dataclasses.asdict(pace), "groups_per_worker": GROUPS_PER_WORKER, "message_costs_s": table, "rows": rows
+    }  # fmt: skip
+
+
+def on_ray() -> dict[str, Any]:
+    pace = Pace(tokens_per_step=4)
     with local_ray(1024):
         costs, table = measured_costs(tokens=211)
         print(json.dumps(table), flush=True)
-        real = [told(on_ray_with(workers, on_ray, costs)) for workers in ON_RAY]
-    # The driver is charged in processor time, so that simulations may run beside each other.
-    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
-        charged = [pool.submit(virtual_with, workers, pace, costs) for workers in VIRTUAL]
-        ideal = [pool.submit(virtual_with, workers, pace, Costs()) for workers in VIRTUAL]
-        rows = [told(compared(c.result(), i.result())) for c, i in zip(charged, ideal, strict=True)]
+        rows = [told(on_ray_with(workers, pace, costs)) for workers in ON_RAY]
     return {
-        "pace": dataclasses.asdict(pace),
-        "pace_on_ray": {"tokens_per_step": 4, "groups_per_worker": 16},
-        "message_costs_s": table,
-        "on_ray": real,
-        "virtual": rows,
-    }
+        "pace": dataclasses.asdict(pace), "groups_per_worker": GROUPS_PER_WORKER, "message_costs_s": table, "rows": rows
+    }  # fmt: skip
 
 
 def told(row: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +121,7 @@ def told(row: dict[str, Any]) -> dict[str, Any]:
 
 def on_ray_with(workers: int, pace: Pace, costs: Costs) -> dict[str, Any]:
     """The second of two epochs, and what the simulation says of it."""
-    groups = 16 * workers
+    groups = GROUPS_PER_WORKER * workers
     spec = spec_of(workers, groups, 2)
     with sleeping_run(spec, pace, 2 * groups) as driver:
         main_s, process_s = time.thread_time(), time.process_time()
@@ -133,13 +164,9 @@ def virtual_with(workers: int, pace: Pace, costs: Costs) -> dict[str, Any]:
     }
 
 
-def compared(charged: dict[str, Any], ideal: dict[str, Any]) -> dict[str, Any]:
-    """With the same run of a driver that takes no time."""
-    return charged | {
-        "share_of_ideal_phase": ideal["rollout_s"] / charged["rollout_s"],
-        "share_of_ideal_rate": charged["groups_per_s"] / ideal["groups_per_s"],
-        "ideal_groups_per_s": ideal["groups_per_s"],
-    }
+def compared(run: dict[str, Any], each: float) -> dict[str, Any]:
+    """With a driver that takes no time, under which every worker gives `each` groups per second."""
+    return run | {"share_of_ideal": run["groups_per_s"] / (each * run["workers"])}
 
 
 def came_back(run: RunDirectory, groups: int, epoch: int) -> float:
@@ -203,13 +230,14 @@ def memory(epochs: int = 10_000) -> dict[str, Any]:
         summary = simulation.carry_out()
         tracemalloc.stop()
     assert summary["rollouts"]["spent"] == 4 * groups * epochs
+    rows = probe.rows[::10]
     return {
         "epochs": epochs,
         "workers_lost": summary["workers"]["lost"],
-        "live": slope(probe.rows, "live_bytes"),
-        "resident": slope(probe.rows, "resident_bytes"),
+        "live": slope(rows, "live_bytes"),
+        "resident": slope(rows, "resident_bytes"),
         "took_s": time.perf_counter() - began,
-        "rows": probe.rows[::10],
+        "rows": rows,
     }
 
 
@@ -231,7 +259,7 @@ def store(epochs: int = 480) -> dict[str, Any]:
         "spilled_bytes": probe.rows[-1]["spilled_bytes"],
         "objects": slope(probe.rows, "objects"),
         "took_s": took_s,
-        "rows": probe.rows[::10],
+        "rows": probe.rows,
     }
 
 
@@ -249,22 +277,25 @@ def store_figures() -> dict[str, float]:
 
 
 def slope(rows: list[dict[str, float]], key: str) -> dict[str, float]:
-    """Least squares per epoch after a fifth of the epochs as warm-up. The 95 % interval takes ten blocks' means as what
-    varies, because neighbours do not vary alone."""
+    """Per epoch, after a fifth of the epochs as warm-up: the median of the rises from look to look, with a 95 %
+    interval from their order, and what a single step may hide from a median: the largest rise, first and last value."""
     kept = rows[len(rows) // 5 :]
     epochs, values = (np.array([row[name] for row in kept], float) for name in ("epoch", key))
-    x, y = (np.array([block.mean() for block in np.array_split(column, 10)]) for column in (epochs, values))
-    centred = x - x.mean()
-    per_epoch = float(centred @ y / (centred @ centred))
-    rest = y - y.mean() - per_epoch * centred
-    error = float(np.sqrt(rest @ rest / 8 / (centred @ centred)))
+    rises = np.sort(np.diff(values) / np.diff(epochs))
+    low = max(int(len(rises) / 2 - 0.98 * len(rises) ** 0.5), 0)
     return {
-        "per_epoch": per_epoch, "low": per_epoch - 2.31 * error, "high": per_epoch + 2.31 * error,
-        "median": statistics.median(values.tolist()), "first": float(values[0]), "last": float(values[-1]),
+        "per_epoch": float(np.median(rises)), "low": float(rises[low]), "high": float(rises[-1 - low]),
+        "first": float(values[0]), "last": float(values[-1]), "largest_rise": float(np.diff(values).max()),
     }  # fmt: skip
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"scale": scale, "memory": memory, "store": store}
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "scale": scale,
+    "limit": limit,
+    "ray": on_ray,
+    "memory": memory,
+    "store": store,
+}
 
 
 def main() -> None:
@@ -279,7 +310,11 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_atomically(RESULTS, json.dumps(whole, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in report.items() if key != "rows"}, indent=1))
+    print(
+        json.dumps(
+            {key: value for key, value in report.items() if key != "rows" or sys.argv[1] in ("scale", "limit", "ray")}
+        )
+    )
 
 
 if __name__ == "__main__":

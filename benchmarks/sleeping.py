@@ -30,7 +30,7 @@ class Pace:
     """How an engine of the simulation keeps time. Lengths are log-normal, half of the spread (on the log scale) between
     prompts and half within one, cut at `max_tokens`: with sigma 1 the 99th percentile is ten times the median."""
 
-    slots: int = 256
+    slots: int = 64
     step_s: float = 0.020
     step_per_response_s: float = 2e-5
     prefill_token_s: float = 1e-5
