@@ -14,11 +14,10 @@ DEADLINE_S = 60
 
 
 def test_the_processor_time_of_every_answer_is_counted():
-    with contextlib.closing(Metrics()) as metrics:
-        with scraped(metrics) as (answering, asking):
-            deadline = time.monotonic() + DEADLINE_S
-            while len(answering) < 2 and time.monotonic() < deadline:
-                time.sleep(0.05)
+    with contextlib.closing(Metrics()) as metrics, scraped(metrics) as (answering, asking):
+        deadline = time.monotonic() + DEADLINE_S
+        while len(answering) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
     assert len(answering) >= 2
     assert asking
     assert all(seconds > 0 for seconds in answering + asking)
