@@ -118,7 +118,7 @@ class _FleetNow(Collector):
         members = list(fleet.members.values()) if fleet else []  # at once: the driver goes on meanwhile
         found = Tally(member.state for member in members)
         workers, lost = (_OF_FLEET[name] for name in ("tailrace_workers", "tailrace_workers_lost_total"))
-        by_state = GaugeMetricFamily(workers.name, workers.help, labels=[workers.label])
+        by_state = GaugeMetricFamily(workers.name, workers.help, labels=["state"])
         for state in get_args(State):
             by_state.add_metric([state], found[state])
         yield by_state
