@@ -71,7 +71,7 @@ def asked(server: str | None, path: str, **parameters: Any) -> list:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return json.load(answer)["data"]["result"]
-    except urllib.error.URLError as error:
+    except OSError as error:
         if isinstance(error, urllib.error.HTTPError) and error.code == 400:  # no such query
             raise
         return []
@@ -102,12 +102,13 @@ class Watcher:
         self._live[run] = address
         name_runs(self._folder, self._live)
 
-    def await_scrape(self, run: str) -> None:
-        """Until what the run shows now has been scraped; after the deadline whoever looks for it will not find it."""
+    def await_scrape(self, run: str) -> bool:
+        """Whether what the run shows now has been scraped before the deadline."""
         deadline = time.monotonic() + DEADLINE_S
         expression = f'timestamp(tailrace_epoch{{run="{run}"}}) > {time.time():.3f}'
-        while not asked(self._server, "query", query=expression) and time.monotonic() < deadline:
+        while not (seen := bool(asked(self._server, "query", query=expression))) and time.monotonic() < deadline:
             time.sleep(EVERY_MS / 4000)
+        return seen
 
     def numbers(self, run: str, expression: str) -> list[float]:
         """What a graph over the run's time shows of an expression, the values of all lines together."""
@@ -125,6 +126,7 @@ class _Watched(Display):
     def __init__(self, run: str, watcher: Watcher) -> None:
         super().__init__(run)
         self._watcher = watcher
+        self._seen = True  # so far; a scraper that is late once is waited for no more
 
     def note(self, text: str) -> None:
         if found := re.fullmatch(r"metrics at http://(\S+)/metrics", text):
@@ -132,5 +134,5 @@ class _Watched(Display):
 
     def advance(self, done: int, **figures: float) -> None:
         super().advance(done, **figures)
-        if "epoch" in figures:
-            self._watcher.await_scrape(self.name)
+        if "epoch" in figures and self._seen:
+            self._seen = self._watcher.await_scrape(self.name)
