@@ -98,9 +98,8 @@ class Bench:
         self._learner("reset_optimizer")
         workers = list(self._actors.workers.values())
         self._learner("publish", workers, 0, TIMEOUT_S)
-        self._cluster._spec = spec
+        config = _respecify(self._cluster, spec)
         calls = [w.__ray_call__.remote(_reseed, spec.run.seed) for w in workers]
-        config = self._cluster._learner_config()
         calls += [rank.__ray_call__.remote(_reconfigure, config) for rank in self._actors.ranks]
         wait(calls, TIMEOUT_S, "workers and ranks to take the run's seeds and spec")
         if self._actors.allocator is not None:
@@ -110,6 +109,12 @@ class Bench:
     def _learner(self, method: str, *args: Any) -> None:
         calls = [getattr(rank, method).remote(*args) for rank in self._actors.ranks]
         wait(calls, TIMEOUT_S, f"learner: {method}")
+
+
+def _respecify(cluster: Cluster, spec: Spec) -> LearnerConfig:
+    """What the cluster starts from now on is of this spec; gives what its learner ranks are to take."""
+    cluster._spec = cluster._configs._spec = spec
+    return cluster._configs.learner()
 
 
 def _reseed(worker: Any, seed: int) -> None:

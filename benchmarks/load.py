@@ -100,14 +100,15 @@ def scraped(metrics: Metrics) -> Iterator[tuple[list[float], list[float]]]:
     is over."""
     answering: list[float] = []
     asking: list[float] = []
-    plain = metrics._server.process_request_thread
+    server = metrics._endpoint._server
+    plain = server._answer  # all that a connection's thread does
 
     def answer(*args: Any) -> None:
         began = time.thread_time()
         plain(*args)
         answering.append(time.thread_time() - began)
 
-    metrics._server.process_request_thread = answer
+    server._answer = answer  # type: ignore[method-assign]
     command = [sys.executable, "-c", SCRAPER, f"http://127.0.0.1:{metrics.port}/metrics"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as scraper:
         try:
@@ -115,7 +116,7 @@ def scraped(metrics: Metrics) -> Iterator[tuple[list[float], list[float]]]:
         finally:
             scraper.terminate()
             asking += [float(line) for line in scraper.communicate()[0].splitlines()]
-            metrics._server.process_request_thread = plain
+            server._answer = plain  # type: ignore[method-assign]
 
 
 def time_counting(worker: Any) -> None:

@@ -52,6 +52,7 @@ class Driver(RecipeStages, Updates, Serving):
         self.metrics, self.sinks, self.display, self.stop_requested = metrics, sinks, display, stop_requested
         self.lengths = Lengths(pools)
         self.workers = Workers(spec, actors, run.journal, display.note)
+        metrics.follow(self.workers.fleet)
         self.watch = Watch(actors, metrics)
         self.bubbles = Bubbles(spec, actors, self.workers, run.journal, display.note, self.watch)
         self.rollouts = Rollouts(
@@ -208,7 +209,6 @@ class Driver(RecipeStages, Updates, Serving):
         self.counters.add_report(row)
         self.run.add_metrics(row)
         self.metrics.observe_epoch(row)
-        self.metrics.observe_fleet(self.workers.fleet)
         self.sinks.epoch(row)
         self.display.advance(
             self.stage_done + 1, epoch=update.epoch, spent=row[f"spent_{self.currency}"], reward=row["reward_mean"],

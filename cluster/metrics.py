@@ -1,18 +1,24 @@
-"""The driver's Prometheus endpoint, fed with the rows of metrics.jsonl, and with the workers' figures as they come.
+"""The driver's Prometheus endpoint, fed with the rows of metrics.jsonl, and with the workers' figures as they come; the
+state of the workers is looked up whenever somebody asks.
 `python -m cluster.metrics` prints the table of docs/metrics.md.
 
 Gauges state the newest epoch; counters start at zero in every process, a resumed run included, as Prometheus expects.
 """
 
-from collections.abc import Mapping
+from collections import Counter as Tally
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from allocator.spec import AllocatorSpec
 from cluster.endpoint import Endpoint
 from cluster.fleet import Fleet, State
 from cluster.metric_names import METRICS, Metric
+
+_OF_FLEET = {m.name: m for m in METRICS if m.name in ("tailrace_workers", "tailrace_workers_lost_total")}
 
 
 class Metrics:
@@ -25,12 +31,15 @@ class Metrics:
         disable_created_metrics()  # a second series per counter that nobody reads
         self.registry = CollectorRegistry()
         self._of: dict[str, Any] = {
-            m.name: m.kind(m.name, m.help, [m.label] if m.label else [], registry=self.registry) for m in METRICS
+            m.name: m.kind(m.name, m.help, [m.label] if m.label else [], registry=self.registry)
+            for m in METRICS
+            if m.name not in _OF_FLEET
         }
+        self._fleet = _FleetNow()
+        self.registry.register(self._fleet)
         if budget:
             self._of[f"tailrace_budget_{budget.currency}"].set(budget.budget)
         self._workers: set[str] = set()  # that were heard of
-        self._losses = 0
         self._endpoint = Endpoint(make_wsgi_app(self.registry), port)
         self.port = self._endpoint.port
 
@@ -46,14 +55,11 @@ class Metrics:
     def restarted(self) -> None:
         """The run goes back to its newest checkpoint with new actors."""
         self._of["tailrace_restarts_total"].inc()
-        self._losses = 0  # of a new fleet
+        self._fleet.follow(None)
 
-    def observe_fleet(self, fleet: Fleet) -> None:
-        """How the rollout workers are."""
-        for state in get_args(State):
-            self._of["tailrace_workers"].labels(state).set(len(fleet.names(state)))
-        self._of["tailrace_workers_lost_total"].inc(fleet.losses - self._losses)
-        self._losses = fleet.losses
+    def follow(self, fleet: Fleet) -> None:
+        """These are the rollout workers from now on; every scrape looks at how they are."""
+        self._fleet.follow(fleet)
 
     def stalled(self) -> None:
         """A wait has taken half of its limit."""
@@ -94,6 +100,29 @@ class Metrics:
             family.inc(value)
         else:
             family.set(value)
+
+
+class _FleetNow(Collector):
+    """How the rollout workers are at the moment of a scrape: in a long phase, or one that stalls, nobody tells."""
+
+    def __init__(self) -> None:
+        self._now: tuple[Fleet | None, int] = None, 0  # in one, for the endpoint's threads; losses of fleets before it
+
+    def follow(self, fleet: Fleet | None) -> None:
+        before, losses = self._now
+        if fleet is not before:
+            self._now = fleet, losses + (before.losses if before else 0)
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        fleet, losses = self._now
+        members = list(fleet.members.values()) if fleet else []  # at once: the driver goes on meanwhile
+        found = Tally(member.state for member in members)
+        workers, lost = (_OF_FLEET[name] for name in ("tailrace_workers", "tailrace_workers_lost_total"))
+        by_state = GaugeMetricFamily(workers.name, workers.help, labels=["state"])
+        for state in get_args(State):
+            by_state.add_metric([state], found[state])
+        yield by_state
+        yield CounterMetricFamily(lost.name, lost.help, losses + (fleet.losses if fleet else 0))
 
 
 def _part(row: Mapping[str, Any], path: str) -> Any:

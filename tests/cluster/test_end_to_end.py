@@ -188,20 +188,16 @@ def test_killed_in_every_phase_and_resumed_equals_uninterrupted(finished, ray_cl
     assert ours["rollouts"]["lost"] > 0
 
 
-def test_a_batch_is_filled_over_epochs_of_one_weight_version_under_a_token_budget(ray_cluster, tmp_path, small):
+def test_a_batch_is_filled_over_epochs_of_one_weight_version_under_a_token_budget(under_tokens):
     """DAPO's dynamic sampling: an update waits until enough groups teach something; tokens are the budget."""
-    del small["recipe"][1], small["recipe"][-1], small["task"]["reward"]
-    small["allocator"] = {**small["allocator"], "policy": "dapo", "budget_rollouts": None, "budget_tokens": 1200}
-    run = RunDirectory(tmp_path / "dapo")
-    summary = train(spec_of(small, ray_cluster), run.path, Display("dapo"))
-    rows = run.metrics()
+    summary, rows = json.loads((under_tokens.path / "summary.json").read_text()), under_tokens.metrics()
     assert 0 < summary["rollouts"]["tokens"] == rows[-1]["spent_tokens"] <= 1200
     versions = [row["weight_version"] for row in rows]
     held = [row["updates"] == 0 for row in rows]
     assert any(held[:-1])
     assert not held[-1] or rows[-1]["effective_share"] == 0
     assert all(now == before for now, before, wait in zip(versions[1:], versions, held[1:], strict=False) if wait)
-    assert len(list(replayed(run))) == len(rows)
+    assert len(list(replayed(under_tokens))) == len(rows)
 
 
 def test_a_finished_or_foreign_run_directory_is_refused(finished, ray_cluster, small):

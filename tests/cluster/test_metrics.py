@@ -6,12 +6,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from actors.figures import WorkerFigures
 from allocator import AllocatorSpec
-from cluster.fleet import Fleet
+from cluster.fleet import Fleet, State
 from cluster.metrics import METRICS, Metrics, table
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -183,20 +184,52 @@ def test_the_stage_is_told_outside_epochs_too(metrics):
     assert 'tailrace_stage_info{stage="pretrain"}' not in samples
 
 
-FLEET = Fleet(8.0, 10)
-FLEET.starts("rollout-0", 0)
-FLEET.lost("rollout-0", "died", 1)
+def workers_of(metrics: Metrics) -> dict[str, float]:
+    """Rollout workers by state, those states left out in which none is."""
+    found = re.findall(r'tailrace_workers{state="(\w+)"}', "\n".join(served(metrics)))
+    by_state = {state: served(metrics)[f'tailrace_workers{{state="{state}"}}'] for state in found}
+    assert by_state.keys() == set(get_args(State))
+    return {state: number for state, number in by_state.items() if number}
 
 
-def test_workers_are_counted_by_state_and_losses_once(metrics):
-    metrics.observe_fleet(FLEET)
-    metrics.observe_fleet(FLEET)
-    assert served(metrics)['tailrace_workers{state="dead"}'] == 1
-    assert served(metrics)['tailrace_workers{state="healthy"}'] == 0
+def fleet_of(*names: str) -> Fleet:
+    """Workers in service."""
+    fleet = Fleet(8.0, 10)
+    for name in names:
+        fleet.starts(name, 0)
+        fleet.ready(name, 0)
+        fleet.refitted(name, 0, 0)
+    return fleet
+
+
+def test_every_scrape_says_how_the_workers_are_at_that_moment(metrics):
+    """Within a phase nobody tells the endpoint anything."""
+    fleet = fleet_of("rollout-0", "rollout-1")
+    metrics.follow(fleet)
+    fleet.look(["rollout-0", "rollout-1"], 1)
+    for now in (2, 3, 4, 5, 6):
+        fleet.heard("rollout-0", now)
+        fleet.look(["rollout-0", "rollout-1"], now)
+    assert workers_of(metrics) == {"healthy": 1, "suspect": 1}
+    fleet.lost("rollout-1", "hung", 7)
+    assert workers_of(metrics) == {"healthy": 1, "dead": 1}
     assert served(metrics)["tailrace_workers_lost_total"] == 1
-    metrics.restarted()
-    metrics.observe_fleet(Fleet(8.0, 10))
-    assert served(metrics)["tailrace_workers_lost_total"] == 1, "a new fleet begins to count at 0"
+    fleet.restart(["rollout-1"], 8)
+    assert workers_of(metrics) == {"healthy": 1, "restarting": 1}
+    assert served(metrics)["tailrace_workers_lost_total"] == 1
+
+
+def test_a_loss_that_takes_the_run_back_to_its_checkpoint_is_counted_once(metrics):
+    for losses in (1, 2):
+        fleet = fleet_of("rollout-0")
+        metrics.follow(fleet)
+        fleet.lost("rollout-0", "died", 1)
+        metrics.restarted()
+        assert served(metrics)["tailrace_workers_lost_total"] == losses
+        assert workers_of(metrics) == {}, "until there are new ones"
+    metrics.follow(fleet_of("rollout-0"))
+    assert served(metrics)["tailrace_workers_lost_total"] == 2
+    assert workers_of(metrics) == {"healthy": 1}
 
 
 def test_every_metric_is_fed(metrics):
@@ -204,7 +237,9 @@ def test_every_metric_is_fed(metrics):
     metrics.observe_epoch(ROW)
     metrics.restarted()
     metrics.stalled()
-    metrics.observe_fleet(FLEET)
+    fleet = fleet_of("rollout-0")
+    metrics.follow(fleet)
+    fleet.lost("rollout-0", "died", 1)
     changed = {re.split(r"[{ ]", name)[0] for name, _ in set(served(metrics).items()) - before}
     assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts", "tailrace_budget_tokens"}
 
@@ -222,7 +257,6 @@ def test_docs_list_exactly_these_metrics(metrics):
     assert DOCS.read_text().endswith(table() + "\n"), "python -m cluster.metrics prints the table of docs/metrics.md"
     documented = set(re.findall(r"^\| `(\w+)`", DOCS.read_text(), re.MULTILINE))
     metrics.observe_epoch(ROW)
-    metrics.observe_fleet(FLEET)
     assert documented == {re.split(r"[{ ]", name)[0] for name in served(metrics)}
 
 

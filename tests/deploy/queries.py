@@ -53,6 +53,6 @@ def panels(dashboard: Path) -> list[dict[str, Any]]:
     return json.loads(dashboard.read_text())["panels"]
 
 
-def expressions(panel: dict[str, Any]) -> list[str]:
-    """What a panel asks for, over all runs."""
-    return [target["expr"].replace("$run", ".*") for target in panel["targets"]]
+def expressions(panel: dict[str, Any], run: str = ".*") -> list[str]:
+    """What a panel asks for, of this run or over all."""
+    return [target["expr"].replace("$run", run) for target in panel["targets"]]
