@@ -4,8 +4,8 @@ A run works in real files (locks, renames); the store gets a snapshot after each
 in which a crash would have left it: rollouts, journal, the checkpoint's files, and last its manifest, without which a
 checkpoint does not exist. So a copy that breaks off is as good as the one before it, and `resume` can go on from it.
 
-An address belongs to one run: to the one whose `spec.yaml`, which goes up before everything else, lies there. Nothing is
-written to an address that holds anything else, and nothing is deleted there but what a run's own files are named like.
+An address belongs to one run: to the one whose `spec.yaml`, which goes up before everything else, lies there. Nothing
+is written to an address that holds anything else, and nothing is deleted there but rollouts and checkpoints.
 """
 
 import os
@@ -114,8 +114,8 @@ class Mirror:
             shutil.rmtree(snapshot, ignore_errors=True)
 
     def _check_owner(self, own: bytes | None) -> bytes | None:
-        """The spec in the store; None where the store is empty. Raises BadInput where it is another than `own`, and where
-        there is none among other files."""
+        """The spec in the store; None where the store is empty. Raises BadInput where it is another than `own`, and
+        where there is none among other files."""
         with self._answers():
             self._fs.invalidate_cache()
         there = self.read(SPEC)
@@ -126,8 +126,8 @@ class Mirror:
                 strange = next(iter(self._fs.find(self._root)), None)
             if strange is not None:
                 raise BadInput(
-                    f"--storage {self.uri}: holds files of no run ({PurePosixPath(strange).name}, ...); give an address "
-                    "at which there is nothing"
+                    f"--storage {self.uri}: holds files of no run ({PurePosixPath(strange).name}, ...); give an "
+                    "address at which there is nothing"
                 )
         return there
 
@@ -161,7 +161,7 @@ def check_uri(uri: str) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises BadInput where a directory holds what no run has put there: a copy that is brought here takes its place."""
+    """Raises BadInput where a directory holds what no run has put there: the copy that comes takes its place."""
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if SPEC in names:
         return
@@ -212,7 +212,7 @@ def _hold(path: Path, target: Path, copy: Callable[[Path, Path], object]) -> Non
 
 
 def _copy_redacted(path: Path, target: Path) -> None:
-    """Actors' logs are what their libraries print, secrets and all, and the store has other readers than the machine."""
+    """Actors' logs are what their libraries print, secrets and all, and a store has other readers than a machine."""
     with open(path, encoding="utf-8", errors="replace") as log, open(target, "w", encoding="utf-8") as out:
         out.writelines(redact.text(line) for line in log)
     shutil.copystat(path, target)
@@ -226,8 +226,8 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """The spec first, by which the store is this run's; what the journal tells of before the journal; the journal before
-    the checkpoints, and what says that one is whole, or the run finished, last."""
+    """The spec first, by which the store is this run's; what the journal tells of before the journal; the journal
+    before the checkpoints, and what says that one is whole, or the run finished, last."""
     if name == SPEC:
         return 0, name
     if name == "journal.jsonl":
