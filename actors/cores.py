@@ -1,7 +1,7 @@
 """Which cores an engine is pinned to: such as no other engine on this machine has taken, of whichever run.
 
-Where this process may use less than its cores, because a container has a share of the machine's time, nothing is pinned:
-engines in other containers cannot be seen from here, and would be pinned to the same cores.
+Where this process may use less than its cores, because a container has a share of the machine's time, nothing is
+pinned: engines in other containers cannot be seen from here, and would be pinned to the same cores.
 """
 
 import fcntl

@@ -10,18 +10,18 @@ from typing import Any, get_args
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, make_wsgi_app
 
 from allocator.spec import AllocatorSpec
-from cluster.endpoint import Endpoint
+from cluster.endpoint import LOOPBACK, Endpoint
 from cluster.fleet import Fleet, State
 from cluster.metric_names import METRICS, Metric
 
 
 class Metrics:
-    """An endpoint of its own on the loopback interface; `port` is the one it listens on.
+    """An endpoint of its own, on the loopback interface where no other `host` is given, at `url`.
 
-    `port` 0 picks a free one. Raises OSError when the port is taken.
+    `port` 0 picks a free one. Raises OSError when the port is taken, or `host` is none of this machine.
     """
 
-    def __init__(self, port: int = 0, budget: AllocatorSpec | None = None) -> None:
+    def __init__(self, port: int = 0, budget: AllocatorSpec | None = None, host: str = LOOPBACK) -> None:
         disable_created_metrics()  # a second series per counter that nobody reads
         self.registry = CollectorRegistry()
         self._of: dict[str, Any] = {
@@ -31,8 +31,9 @@ class Metrics:
             self._of[f"tailrace_budget_{budget.currency}"].set(budget.budget)
         self._workers: set[str] = set()  # that were heard of
         self._losses = 0
-        self._endpoint = Endpoint(make_wsgi_app(self.registry), port)
+        self._endpoint = Endpoint(make_wsgi_app(self.registry), port, host)
         self.port = self._endpoint.port
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def observe_epoch(self, row: Mapping[str, Any]) -> None:
         """Take in a row of metrics.jsonl; keys that are missing or None leave their metric as it was."""

@@ -86,8 +86,8 @@ class Dashboard(BaseHTTPRequestHandler):
             self._answer({"version": "4", "ray_version": version("ray"), "ray_commit": "", "session_name": ""})
         elif path == "/api/v0/nodes":
             node = {
-                "node_ip": "", "is_head_node": False, "state": "ALIVE", "state_message": "", "node_name": "", "labels": {},
-                "start_time_ms": 0, "end_time_ms": 0, "resources_total": {"CPU": 4.0},
+                "node_ip": "", "is_head_node": False, "state": "ALIVE", "state_message": "", "node_name": "",
+                "labels": {}, "start_time_ms": 0, "end_time_ms": 0, "resources_total": {"CPU": 4.0},
             }  # fmt: skip
             nodes = [{**node, "node_id": f"{i:056x}"} for i in range(150)]
             given = nodes[: int(asked["limit"][0])]
