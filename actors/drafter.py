@@ -108,7 +108,7 @@ class DrafterActor:
         self._trainer.head.load_state_dict(head.state_dict())
 
     def pin(self, cores: list[int]) -> None:
-        """The rollout worker's engine has these; on GPU none."""
+        """The rollout worker's engine has these; none on GPU, and where it is not pinned."""
         if cores:
             for thread in os.listdir("/proc/self/task"):
                 with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile

@@ -41,7 +41,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.cores = claim(config.cores)
-        _prepare_environment(self.cores)
+        _prepare_environment(config.cores, self.cores)
         import vllm
         from vllm import EngineArgs
         from vllm.config import WeightTransferConfig
@@ -304,13 +304,13 @@ def _sampled_logprobs(flat: Any) -> np.ndarray:
     return np.asarray(flat.logprobs, np.float32)[flat.start_indices] if flat else np.zeros(0, np.float32)
 
 
-def _prepare_environment(cores: list[int]) -> None:
-    """vLLM reads these once, at import; one thread per core, or engines fight for cores."""
+def _prepare_environment(threads: int, cores: list[int]) -> None:
+    """vLLM reads these once, at import; one thread per core, or engines fight for cores. No cores: do not pin."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if cores:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
-        os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    if threads:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores)) or "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"

@@ -1,14 +1,14 @@
 """What a submitted job runs on the cluster: `python -m cluster.attempts`, in the directory that `cluster.packing` made.
 
 It starts `tailrace train`, or `tailrace resume` where the run has begun, in a process of its own, and again after a
-crash, as often as it may. Beside that it copies the run to its storage after each checkpoint. A job that is submitted
-once more, on this cluster or the next, therefore goes on where the run was left.
+crash, as often as it may; a process that shows no sign of life is killed, which is a crash. Beside that it copies the
+run to its storage after each checkpoint. A job that is submitted once more, on this cluster or the next, therefore goes
+on where the run was left.
 
 Ray's stop signals every process of the job: the run's writes a checkpoint and ends, this one waits for it.
 """
 
 import argparse
-import contextlib
 import difflib
 import importlib.metadata
 import os
@@ -18,10 +18,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster.checkpoint import RunDirectory
 from cluster.errors import RunFailed
+from cluster.life import Life
 from cluster.packing import JOB
 from cluster.redact import text
 from cluster.storage import Mirror, newest_local
@@ -30,6 +32,8 @@ from trainer.types import BadInput
 POLL_S = 1.0
 LONGEST_PAUSE_S = 60.0
 """Between two attempts; it begins with 2 s and doubles."""
+STORE_PAUSES_S = (2.0, 4.0, 8.0, 16.0, 30.0)
+"""Between tries of a store that does not answer, where no later copy would make up for it."""
 FINAL = (0, 2, 130)
 """Exit codes after which there is nothing to try again: finished, bad input, stopped with a checkpoint."""
 
@@ -47,14 +51,29 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         check_version(given.tailrace, importlib.metadata.version("tailrace"))
-        mirror = Mirror(given.storage, given.run_dir) if given.storage else None
-        if mirror and mirror.pull():
-            say(f"the run was brought here from {given.storage}")
-        take_in(Path.cwd() / JOB, given.run_dir)
+        job, mirror = Path.cwd() / JOB, None
+        if given.storage:
+            mirror = Mirror(given.storage, given.run_dir)
+            bring(mirror, job, given.run_dir, stop)
+        take_in(job, given.run_dir)
         return attempt(given.run_dir, given.retries, mirror, stop)
-    except (BadInput, RunFailed) as error:
+    except (BadInput, RunFailed, OSError) as error:
         say(str(error))
         return 2 if isinstance(error, BadInput) else 1
+
+
+def bring(mirror: Mirror, job: Path, run_dir: Path, stop: threading.Event) -> None:
+    """Have the run's directory here where the storage is further. Raises BadInput where that is another job's run."""
+
+    def further() -> bool:
+        begun = mirror.read("inputs/spec.yaml")
+        new = (job / "spec.yaml").read_text(encoding="utf-8")
+        if begun is not None and (changes := differences(begun.decode(errors="replace"), new)):
+            raise BadInput(f"--storage {mirror.uri}: holds a run with another spec or other data: {changes}")
+        return mirror.pull()
+
+    if patiently(further, stop):
+        say(f"the run was brought to {run_dir} from {mirror.uri}")
 
 
 def check_version(packed: str, here: str) -> None:
@@ -105,9 +124,9 @@ def attempt(run_dir: Path, retries: int, mirror: Mirror | None, stop: threading.
             code = 0
         else:
             code = watch(subprocess.Popen([sys.executable, "-m", "cluster.cli", *command(run_dir)]), run_dir, mirror)
-        if mirror and run_dir.is_dir():
-            mirror.push()
-            say(f"kept in {mirror.uri}")
+        last = code in FINAL or stop.is_set() or failures == retries
+        if mirror and (run_dir / "spec.yaml").is_file():
+            keep(mirror, stop, last)
         if stop.is_set():
             return 130
         if code in FINAL:
@@ -122,19 +141,61 @@ def attempt(run_dir: Path, retries: int, mirror: Mirror | None, stop: threading.
 
 
 def watch(process: "subprocess.Popen[bytes]", run_dir: Path, mirror: Mirror | None) -> int:
-    """Exit code of the process when it ends; meanwhile every new checkpoint is copied to the storage."""
-    run, copied = RunDirectory(run_dir), newest_local(RunDirectory(run_dir))
+    """Exit code of the process when it ends. Meanwhile the run is copied to the storage, as soon as it has begun and
+    with every new checkpoint, and the process is killed when it has hung. Raises BadInput, after the run has stopped
+    with a checkpoint, when the storage turns out to be another run's."""
+    run, life, hung = RunDirectory(run_dir), Life(process.pid, run_dir), False
+    copied: tuple[bool, str | None] = (False, None)
+    refused: BadInput | None = None
     while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(POLL_S)
-        newest = newest_local(run)
-        if mirror is None or newest is None or newest == copied:
+        try:
+            code = process.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            if refused:
+                raise refused
+            return code
+        if not hung and (why := life.hung()):
+            say(f"{why}: it is killed")
+            process.kill()
+            hung = True
+        now = ((run_dir / "spec.yaml").is_file(), newest_local(run))
+        if mirror is None or refused or not now[0] or now == copied:
             continue
-        copied = newest
+        copied = now
         try:
             mirror.push()
+        except BadInput as error:
+            say(f"{error}; the run ends with a checkpoint")
+            refused = error
+            process.terminate()
         except (RunFailed, OSError) as error:
-            say(f"checkpoint {newest} is not in the storage, the next one will be tried: {error}")
+            say(f"checkpoint {now[1]} is not in the storage, the next one will be tried: {error}")
+
+
+def keep(mirror: Mirror, stop: threading.Event, last: bool) -> None:
+    """Copy the run as an attempt has left it; only the last of them is worth waiting for a store that does not answer,
+    and a run is as good without its copy."""
+    try:
+        patiently(mirror.push, stop) if last else mirror.push()
+    except (RunFailed, OSError) as error:
+        more = f"it is in {mirror.run.path} only" if last else "the next attempt tries again"
+        say(f"how this attempt ended is not in the storage, {more}: {error}")
+    else:
+        say(f"kept in {mirror.uri}")
+
+
+def patiently(action: Callable[[], object], stop: threading.Event) -> object:
+    """What the action gives; tried again while a store does not answer, unless the job is to stop."""
+    for pause_s in STORE_PAUSES_S:
+        try:
+            return action()
+        except (RunFailed, OSError) as error:
+            say(f"again in {pause_s:g} s: {error}")
+            if stop.wait(pause_s):
+                break
+    return action()
 
 
 def say(what: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+LOOPBACK = "127.0.0.1"
 MOST_CONNECTIONS = 32
 SILENCE_S = 10.0
 """Longest wait for a peer that says or takes nothing."""
@@ -22,10 +23,11 @@ STOP_TIMEOUT_S = 5.0
 
 
 class Endpoint:
-    """`app` on the loopback interface. `port` 0 picks a free one; raises OSError when the port is taken."""
+    """`app` at `host`, an address or name of this machine. `port` 0 picks a free one; raises OSError when the port is
+    taken, or the host is none of this machine."""
 
-    def __init__(self, app: Callable[..., Any], port: int) -> None:
-        self._server = make_server("127.0.0.1", port, app, _Server, _Handler)
+    def __init__(self, app: Callable[..., Any], port: int, host: str = LOOPBACK) -> None:
+        self._server = make_server(host, port, app, _Server6 if ":" in host else _Server, _Handler)
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
@@ -69,6 +71,10 @@ class _Server(WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing to be told: the traceback of a peer that left is no business of the run's."""
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Handler(WSGIRequestHandler):

@@ -32,6 +32,8 @@ ANSWER_TIMEOUT_S = 30.0
 """Longest wait for one answer of the job server."""
 STOP_SLACK_S = 60.0
 """Beside the longest phase of a run: for its checkpoint and the copy of it."""
+MOST_ANSWERS = 10_000
+"""Of Ray's state API in one answer, which is its own upper bound; it gives a hundred when it is not asked for more."""
 END_TIMEOUT_S = 10.0
 """Longest wait for a job's status after its log has ended."""
 
@@ -158,7 +160,9 @@ class Jobs:
             return ""
         mine = [("creator_job_id", "=", job.driver), ("state", "=", "PENDING")]
         with self._answers():
-            groups = list_placement_groups(self.address, filters=mine, timeout=int(ANSWER_TIMEOUT_S), detail=True)
+            groups = list_placement_groups(
+                self.address, filters=mine, limit=MOST_ANSWERS, timeout=int(ANSWER_TIMEOUT_S), detail=True
+            )
         wanted = [bundle["unit_resources"] for group in groups for bundle in group.bundles or ()]
         shapes = "; ".join(", ".join(f"{key} {value:g}" for key, value in bundle.items()) for bundle in wanted[:4])
         return f"waits for room: {len(wanted)} bundles of {shapes}" if wanted else ""
@@ -169,7 +173,11 @@ class Jobs:
 
         with self._answers():
             alive = list_nodes(
-                self.address, filters=[("state", "=", "ALIVE")], timeout=int(ANSWER_TIMEOUT_S), detail=True
+                self.address,
+                filters=[("state", "=", "ALIVE")],
+                limit=MOST_ANSWERS,
+                timeout=int(ANSWER_TIMEOUT_S),
+                detail=True,
             )
         totals = [node.resources_total for node in alive]
         return [Node(r.get("CPU", 0), r.get("GPU", 0), r.get("memory", 0)) for r in totals]
@@ -189,16 +197,18 @@ class Jobs:
         return printed
 
     def logs(self, job: Job) -> str:
-        """All that the job has printed."""
+        """All that the job has printed, without secrets."""
         with self._answers():
-            return self._client.get_job_logs(job.submission)
+            return text(self._client.get_job_logs(job.submission))
 
     def follow(self, job: Job) -> Iterator[str]:
-        """What the job prints, from its beginning to its end."""
+        """What the job prints, from its beginning to its end, without secrets."""
         with self._answers(), asyncio.Runner() as runner:
-            lines = self._client.tail_job_logs(job.submission)
-            while (part := runner.run(_next(lines))) is not None:
-                yield part
+            parts, rest = self._client.tail_job_logs(job.submission), ""
+            while (part := runner.run(_next(parts))) is not None:
+                whole, end, rest = (rest + part).rpartition("\n")  # a secret may be torn where a part ends
+                yield text(whole) + end
+            yield text(rest)
 
     def stop(self, job: Job) -> Job:
         """Have the run write a checkpoint and end; returns when it has. Raises RunFailed on the deadline."""
@@ -227,6 +237,7 @@ class Jobs:
         """The job client's exceptions as the command line's."""
         import requests
         from ray.exceptions import AuthenticationError
+        from ray.util.state.exception import RayStateApiException
 
         try:
             yield
@@ -235,7 +246,7 @@ class Jobs:
                 f"--address {self.address}: the cluster refuses the token, or none is given; set RAY_AUTH_TOKEN or "
                 "RAY_AUTH_TOKEN_PATH to the cluster's (RAY_AUTH_MODE=disabled for a cluster without)"
             ) from None
-        except (requests.RequestException, ConnectionError, RuntimeError, ValueError) as error:
+        except (requests.RequestException, ConnectionError, RuntimeError, ValueError, RayStateApiException) as error:
             if isinstance(error, BadInput | RunFailed):
                 raise
             if "already exists" in str(error):

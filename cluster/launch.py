@@ -96,7 +96,7 @@ def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
 def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) -> dict[str, Any]:
     prepared = Prepared(spec, run)
     with _logged_to(run.logs / "driver.log"), contextlib.closing(_metrics(spec)) as metrics:
-        display.note(f"metrics at http://127.0.0.1:{metrics.port}/metrics")
+        display.note(f"metrics at {metrics.url}")
         for remark in objective_remarks(spec):
             display.note(remark)
         for left in range(spec.limits.restarts, -1, -1):
@@ -156,10 +156,11 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 def _metrics(spec: Spec) -> Metrics:
+    host, port = spec.cluster.metrics_host, spec.cluster.metrics_port
     try:
-        return Metrics(spec.cluster.metrics_port, spec.allocator)
-    except OSError as error:
-        raise BadInput(f"cluster.metrics_port = {spec.cluster.metrics_port}: {error}") from None
+        return Metrics(port, spec.allocator, host)
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be one
+        raise BadInput(f"cluster.metrics_host = {host}, cluster.metrics_port = {port}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from allocator.spec import AllocatorSpec
-from cluster.endpoint import Endpoint
+from cluster.endpoint import LOOPBACK, Endpoint
 from cluster.fleet import Fleet, State
 from cluster.metric_names import METRICS, Metric
 
@@ -22,12 +22,12 @@ _OF_FLEET = {m.name: m for m in METRICS if m.name in ("tailrace_workers", "tailr
 
 
 class Metrics:
-    """An endpoint of its own on the loopback interface; `port` is the one it listens on.
+    """An endpoint of its own, on the loopback interface where no other `host` is given, at `url`.
 
-    `port` 0 picks a free one. Raises OSError when the port is taken.
+    `port` 0 picks a free one. Raises OSError when the port is taken, or `host` is none of this machine.
     """
 
-    def __init__(self, port: int = 0, budget: AllocatorSpec | None = None) -> None:
+    def __init__(self, port: int = 0, budget: AllocatorSpec | None = None, host: str = LOOPBACK) -> None:
         disable_created_metrics()  # a second series per counter that nobody reads
         self.registry = CollectorRegistry()
         self._of: dict[str, Any] = {
@@ -40,8 +40,9 @@ class Metrics:
         if budget:
             self._of[f"tailrace_budget_{budget.currency}"].set(budget.budget)
         self._workers: set[str] = set()  # that were heard of
-        self._endpoint = Endpoint(make_wsgi_app(self.registry), port)
+        self._endpoint = Endpoint(make_wsgi_app(self.registry), port, host)
         self.port = self._endpoint.port
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def observe_epoch(self, row: Mapping[str, Any]) -> None:
         """Take in a row of metrics.jsonl; keys that are missing or None leave their metric as it was."""

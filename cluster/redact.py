@@ -16,14 +16,17 @@ _SECRET_KEY = re.compile(
 )
 """`context_tokens` and its like count tokens; a secret is *a* token."""
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_USER_INFO = re.compile(r"([A-Za-z][\w+.-]*://)[^/\s?#]*@")
-_PARAMETER = re.compile(r"(?i)([?&;][\w.-]*(?:token|key|secret|signature|sig|password|credential)[\w.-]*=)[^&;#\s]+")
+# What may stand before the telling part is bounded: searching for it takes time by the square of an endless word.
+_USER_INFO = re.compile(r"([A-Za-z][\w+.-]{0,40}://)[^/\s?#]*@")
+_PARAMETER = re.compile(
+    r"(?i)([?&;][\w.-]{0,64}(?:token|key|secret|signature|sig|password|credential)[\w.-]{0,64}=)[^&;#\s]+"
+)
 _ASSIGNMENT = re.compile(
-    r"(?i)\b([\w-]*(?:password|passwd|secret|api[_-]?key|token)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+"
+    r"(?i)\b([\w-]{0,64}(?:password|passwd|secret|api[_-]?key|token)[\"']?\s{0,20}[=:]\s{0,20}[\"']?)[^\s\"',;&]+"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
 _KNOWN_SHAPE = re.compile(
-    r"\b(?:hf_|sk-|gh[opsru]_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|AIza|ya29\.|eyJ[\w-]+\.)[\w.-]{12,}"
+    r"\b(?:hf_|sk-|gh[opsru]_|github_pat_|glpat-|xox[abprs]-|AKIA|ASIA|AIza|ya29\.|eyJ[\w-]{1,500}\.)[\w.-]{12,}"
 )
 
 

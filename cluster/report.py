@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from cluster.checkpoint import RunDirectory
 from cluster.lines import as_written, write_atomically
 from cluster.redact import redacted
-from cluster.report_sections import budget_section, learning_section, speculation_section
+from cluster.report_sections import bubble_section, budget_section, learning_section, speculation_section
 from cluster.report_tables import clock, count, evaluation_table, family_table, percent, stage_table, trouble_table
 from cluster.summary import without_counts
 from cluster.yaml_text import read_yaml
@@ -89,7 +89,9 @@ def figures(run: RunDirectory) -> dict[str, Any]:
     events, torn_events = _lines(run.path / "journal.jsonl", "event")
     rows, torn_rows = _lines(run.path / "metrics.jsonl", "epoch")
     evaluations = redacted(_evaluations(events))
-    sections = [learning_section(rows, evaluations), budget_section(events), speculation_section(rows)]
+    sections = [
+        learning_section(rows, evaluations), budget_section(events), bubble_section(rows), speculation_section(rows),
+    ]  # fmt: skip
     evaluation = summary.get("evaluation") or {}
     phases, wall_s = _time(summary, rows, events)
     known = {

@@ -1,5 +1,5 @@
-"""The drawn sections of a report: learning, budget, speculation. Each is a heading, figures with captions and words for
-those who cannot see them, perhaps a table; None where a run has nothing of it.
+"""The drawn sections of a report: learning, budget, bubbles, speculation. Each is a heading, figures with captions and
+words for those who cannot see them, perhaps a table; None where a run has nothing of it.
 """
 
 from collections.abc import Callable
@@ -101,27 +101,40 @@ def budget_section(events: list[dict]) -> Section | None:
     return made
 
 
-def speculation_section(rows: list[dict]) -> Section | None:
-    """Acceptance and bubbles, where something was drafted."""
-    drafted = [row for row in rows if (row.get("speculation") or {}).get("draft_tokens") and row.get("bubbles")]
-    if not drafted:
+def bubble_section(rows: list[dict]) -> Section | None:
+    """When rollout workers were idle, which is measured in every run, and what the drafter made of it."""
+    rows = [row for row in rows if row.get("bubbles")]
+    if not rows:
         return None
-    made = section("speculation", "Speculation and bubbles")
+    made = section("bubbles", "Bubbles")
     try:
-        idle, used = (sum(row["bubbles"][key] for row in drafted) for key in ("idle_s", "harvested_s"))
-        lengths = [row["speculation"]["accept_length"] for row in drafted if row["speculation"]["accept_length"]]
-        last = f"{lengths[0]:.2f} in the first epoch, {lengths[-1]:.2f} in the last." if lengths else "None known."
+        idle, used = (sum(row["bubbles"][key] for row in rows) for key in ("idle_s", "harvested_s"))
         made["intro"] = (
-            f"Rollout workers were idle for {idle:,.1f} s while others still generated; the drafter trained in "
+            f"Rollout workers were idle for {idle:,.1f} s while others still generated; a drafter trained in "
             f"{used:,.1f} s of them ({used / idle if idle else 0:.0%})."
         )
-        for caption, words, draw in (
-            ("Acceptance length by epoch; grey: another drafter enters service", last, accept_length),
-            ("Bubbles: idle seconds (grey), and what the drafter trained in", made["intro"], timeline),
-            ("Share of drafts with the first i tokens accepted, last 10 epochs", last, acceptance_by_position),
-            ("Acceptance length by response tokens so far, last 10 epochs", last, accept_length_by_response),
+        caption = "Bubbles: idle seconds (grey), and what the drafter trained in"
+        add_figure(made, caption, made["intro"], partial(timeline, rows=rows))
+    except DAMAGE as error:
+        made["missing"] = f"metrics.jsonl cannot be drawn: {text(f'{type(error).__name__}: {error}')}"
+    return made
+
+
+def speculation_section(rows: list[dict]) -> Section | None:
+    """Acceptance, where something was drafted."""
+    drafted = [row for row in rows if (row.get("speculation") or {}).get("draft_tokens")]
+    if not drafted:
+        return None
+    made = section("speculation", "Speculation")
+    try:
+        lengths = [row["speculation"]["accept_length"] for row in drafted if row["speculation"]["accept_length"]]
+        last = f"{lengths[0]:.2f} in the first epoch, {lengths[-1]:.2f} in the last." if lengths else "None known."
+        for caption, draw in (
+            ("Acceptance length by epoch; grey: another drafter enters service", accept_length),
+            ("Share of drafts with the first i tokens accepted, last 10 epochs", acceptance_by_position),
+            ("Acceptance length by response tokens so far, last 10 epochs", accept_length_by_response),
         ):
-            add_figure(made, caption, words, partial(draw, rows=drafted))
+            add_figure(made, caption, last, partial(draw, rows=drafted))
     except DAMAGE as error:
         made["missing"] = f"metrics.jsonl cannot be drawn: {text(f'{type(error).__name__}: {error}')}"
     return made

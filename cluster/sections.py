@@ -56,8 +56,11 @@ class ClusterSpec(Section):
     """Labels that a node must have to hold rollout workers, for example `{"ray.io/accelerator-type": "H200"}`."""
     learner_labels: dict[str, str] = {}
     """Labels that a node must have to hold learner ranks."""
+    metrics_host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9:][A-Za-z0-9:._-]*$", max_length=253)
+    """Address or name at which the driver's Prometheus endpoint listens; `0.0.0.0` is every IPv4 interface. It asks for
+    no token: whoever reaches it reads the metrics."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port of the driver's Prometheus endpoint on the loopback interface; 0 picks a free one and prints it."""
+    """Port of the driver's Prometheus endpoint; 0 picks a free one and prints it."""
 
 
 class LimitsSpec(Section):

@@ -131,6 +131,7 @@ class RecipeStages:
             began = time.perf_counter()
             figures = self._learner("teach", stage, steps, total, self.spec.run.seed, until)[0]
             elapsed = time.perf_counter() - began
+            self.run.go_on()
             chunk = max(1, round(figures["steps"] * CHUNK_S / elapsed))
             self.stage_done += int(figures["steps"])
             self._count(stage, elapsed, int(figures["tokens"]))

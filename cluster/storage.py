@@ -3,12 +3,16 @@
 A run works in real files (locks, renames); the store gets a snapshot after each checkpoint. It is uploaded in the order
 in which a crash would have left it: rollouts, journal, the checkpoint's files, and last its manifest, without which a
 checkpoint does not exist. So a copy that breaks off is as good as the one before it, and `resume` can go on from it.
+
+An address belongs to one run: to the one whose `spec.yaml`, which goes up before everything else, lies there. Nothing
+is written to an address that holds anything else, and nothing is deleted there but rollouts and checkpoints.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -24,6 +28,11 @@ SNAPSHOT = ".snapshot"
 CHUNK_BYTES = 16 * 2**20
 SNAPSHOTS = 5
 """Tries before a checkpoint that is not whole is taken to be damaged."""
+SPEC = "spec.yaml"
+OUTDATED = re.compile(r"rollouts/\d+\.safetensors|checkpoints/\d+/.+")
+"""Names of what a run deletes while it goes on; nothing else is deleted in the store."""
+OWN = {"checkpoints", "rollouts", "models", "logs", "inputs", "dropped", ".lock", ".inputs.tmp", SNAPSHOT}
+"""What lies in the directory of a run that has not begun: its start failed."""
 
 
 class Mirror:
@@ -46,20 +55,26 @@ class Mirror:
             manifests = self._fs.glob(f"{self._root}/checkpoints/*/{MANIFEST}")
         return max((PurePosixPath(path).parent.name for path in manifests), default=None)
 
+    def read(self, name: str) -> bytes | None:
+        """A file of the copy; None where there is none."""
+        with self._answers(), suppress(FileNotFoundError):
+            return self._fs.cat_file(f"{self._root}/{name}")
+        return None
+
     def pull(self) -> bool:
         """Bring the run to this machine if the store is further than the directory here; says whether it did.
 
-        Raises BadInput when the store holds another run.
+        Raises BadInput when the store holds another run, or the directory here is none of a run.
         """
+        here = self.run.path / SPEC
+        there = self._check_owner(here.read_bytes() if here.is_file() else None)
+        if there is None or self.read("journal.jsonl") is None:  # a first copy that broke off holds no run
+            return False
         remote, local = self.newest(), newest_local(self.run)
+        if here.is_file() and (local or "") >= (remote or ""):
+            return False
+        _check_replaceable(self.run.path)
         with self._answers():
-            if not self._fs.exists(f"{self._root}/spec.yaml"):
-                return False
-            here = self.run.path / "spec.yaml"
-            if here.is_file() and self._fs.cat_file(f"{self._root}/spec.yaml") != here.read_bytes():
-                raise BadInput(f"--storage {self.uri}: holds a run with another spec than {self.run.path}")
-            if here.is_file() and (local or "") >= (remote or ""):
-                return False
             beside = self.run.path.with_name(f".{self.run.path.name}.pulled")
             shutil.rmtree(beside, ignore_errors=True)
             for path in self._fs.find(self._root):
@@ -75,19 +90,46 @@ class Mirror:
         return True
 
     def push(self) -> None:
-        """Copy the run as it is now. Raises RunFailed when the store refuses; the copy before stays good."""
+        """Copy the run as it is now. Raises RunFailed when the store refuses; the copy before stays good. Raises
+        BadInput when the store is not this run's."""
         snapshot = self.run.path / SNAPSHOT
         try:
             take_snapshot(self.run, snapshot)
             files = {str(path.relative_to(snapshot)): path for path in snapshot.rglob("*") if path.is_file()}
+            if SPEC not in files:
+                return  # nothing has begun
+            own = files[SPEC].read_bytes()
+            if self._check_owner(own) is None:
+                self._sent.clear()  # somebody has emptied the store
             with self._answers():
                 for name in sorted(files, key=_rank):
                     self._upload(name, files[name])
+            self._check_owner(own)  # another run may have begun here at the same moment
+            with self._answers():
                 for path in self._fs.find(self._root):
-                    if str(PurePosixPath(path).relative_to(self._root)) not in files:
+                    name = str(PurePosixPath(path).relative_to(self._root))
+                    if name not in files and OUTDATED.fullmatch(name):
                         self._fs.rm_file(path)
         finally:
             shutil.rmtree(snapshot, ignore_errors=True)
+
+    def _check_owner(self, own: bytes | None) -> bytes | None:
+        """The spec in the store; None where the store is empty. Raises BadInput where it is another than `own`, and
+        where there is none among other files."""
+        with self._answers():
+            self._fs.invalidate_cache()
+        there = self.read(SPEC)
+        if there is not None and own is not None and there != own:
+            raise BadInput(f"--storage {self.uri}: holds a run with another spec than {self.run.path}")
+        if there is None:
+            with self._answers():
+                strange = next(iter(self._fs.find(self._root)), None)
+            if strange is not None:
+                raise BadInput(
+                    f"--storage {self.uri}: holds files of no run ({PurePosixPath(strange).name}, ...); give an "
+                    "address at which there is nothing"
+                )
+        return there
 
     def _upload(self, name: str, path: Path) -> None:
         mark = path.stat().st_size, path.stat().st_mtime_ns
@@ -118,6 +160,15 @@ def check_uri(uri: str) -> None:
         raise BadInput(f"--storage {uri}: give s3://, gs:// or another address with ://, or an absolute path")
 
 
+def _check_replaceable(path: Path) -> None:
+    """Raises BadInput where a directory holds what no run has put there: the copy that comes takes its place."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if SPEC in names:
+        return
+    if strange := sorted(names - OWN) or sorted(names if names.isdisjoint({"inputs", ".lock"}) else ()):
+        raise BadInput(f"{path}: holds {strange[0]} and is no run directory; choose another run.name or run.directory")
+
+
 def newest_local(run: RunDirectory) -> str | None:
     """Name of the newest complete checkpoint of a run directory."""
     return max((path.parent.name for path in run.checkpoints.glob(f"[0-9]*/{MANIFEST}")), default=None)
@@ -143,9 +194,12 @@ def _held(run: RunDirectory, into: Path) -> bool:
             for path in (Path(parent, name).relative_to(run.path) for name in names):
                 if not any(part.startswith(".") for part in path.parts):
                     _hold(run.path / path, into / path, os.link)
-    for path in (*run.path.glob("[!.]*.*"), *run.logs.glob("*")):
+    for path in run.path.glob("[!.]*.*"):
         if path.is_file():
-            _hold(path, into / path.relative_to(run.path), shutil.copy2)
+            _hold(path, into / path.name, shutil.copy2)
+    for path in run.logs.glob("*"):
+        if path.is_file():
+            _hold(path, into / path.relative_to(run.path), _copy_redacted)
     return newest is None or _is_whole(into / "checkpoints" / newest)
 
 
@@ -157,6 +211,13 @@ def _hold(path: Path, target: Path, copy: Callable[[Path, Path], object]) -> Non
         return  # the driver has just dropped it: rollouts before its oldest checkpoint, a file that was renamed
 
 
+def _copy_redacted(path: Path, target: Path) -> None:
+    """Actors' logs are what their libraries print, secrets and all, and a store has other readers than a machine."""
+    with open(path, encoding="utf-8", errors="replace") as log, open(target, "w", encoding="utf-8") as out:
+        out.writelines(redact.text(line) for line in log)
+    shutil.copystat(path, target)
+
+
 def _is_whole(checkpoint: Path) -> bool:
     try:
         return all((checkpoint / name).is_file() for name in read_manifest(checkpoint)["files"])
@@ -165,6 +226,12 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """Manifests last, and the run's lines before its checkpoints."""
-    kind = 2 if name.endswith(MANIFEST) else 1 if name.startswith("checkpoints/") else 0
-    return kind, name
+    """The spec first, by which the store is this run's; what the journal tells of before the journal; the journal
+    before the checkpoints, and what says that one is whole, or the run finished, last."""
+    if name == SPEC:
+        return 0, name
+    if name == "journal.jsonl":
+        return 2, name
+    if name == "summary.json" or name.endswith(MANIFEST):
+        return 4, name
+    return 3 if name.startswith("checkpoints/") else 1, name

@@ -1,14 +1,20 @@
 """What the command line makes of a cluster's answers, without one."""
 
+import json
 import shlex
 import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from test_cli import tailrace
 
-from cluster.jobs import describe, entrypoint, exit_code
+from cluster.errors import RunFailed
+from cluster.jobs import Jobs, describe, entrypoint, exit_code
 
 
 def details(status: str = "RUNNING", **changes: Any) -> Any:
@@ -67,3 +73,79 @@ def test_an_address_where_nothing_listens_fails_at_once():
 
 def test_an_address_is_asked_for():
     assert tailrace("list").exit_code == 2
+
+
+class Dashboard(BaseHTTPRequestHandler):
+    """Answers as the dashboard of a cluster of 150 nodes does, and gives no more than it is asked for."""
+
+    def do_GET(self) -> None:
+        from importlib.metadata import version
+
+        path, asked = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+        if path.endswith("version"):
+            self._answer({"version": "4", "ray_version": version("ray"), "ray_commit": "", "session_name": ""})
+        elif path == "/api/v0/nodes":
+            node = {
+                "node_ip": "", "is_head_node": False, "state": "ALIVE", "state_message": "", "node_name": "",
+                "labels": {}, "start_time_ms": 0, "end_time_ms": 0, "resources_total": {"CPU": 4.0},
+            }  # fmt: skip
+            nodes = [{**node, "node_id": f"{i:056x}"} for i in range(150)]
+            given = nodes[: int(asked["limit"][0])]
+            counts = {"total": 150, "num_filtered": 150, "num_after_truncation": 150}
+            found = {**counts, "result": given, "partial_failure_warning": "", "warnings": []}
+            self._answer({"result": True, "msg": "", "data": {"result": found}})
+        elif path.endswith("/logs"):
+            self._answer({"logs": "Authorization: Bearer abcdefghijkl"})
+        else:
+            self._answer({"result": False, "msg": "the state is not to be had", "data": {}})
+
+    def _answer(self, data: dict) -> None:
+        body = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_all_nodes_of_a_large_cluster_are_seen(dashboard):
+    nodes = Jobs(dashboard).nodes()
+    assert len(nodes) == 150
+    assert sum(node.cpus for node in nodes) == 600
+
+
+def test_a_state_that_is_not_to_be_had_fails_the_command_by_its_name(dashboard):
+    job = describe(details(driver_info=SimpleNamespace(id="01000000")))
+    assert job is not None
+    with pytest.raises(RunFailed, match=r"--address .*the state is not to be had"):
+        Jobs(dashboard).waits_for(job)
+
+
+def test_what_a_run_has_printed_is_shown_without_secrets(dashboard):
+    job = describe(details())
+    assert job is not None
+    assert Jobs(dashboard).logs(job) == "Authorization: Bearer (hidden)"
+
+
+def test_a_secret_that_comes_in_two_parts_is_hidden_too():
+    async def parts():
+        for part in ("loads\nAuthorization: Bear", "er abcdefghijkl\nends", " here"):
+            yield part
+
+    server = Jobs.__new__(Jobs)  # of which only the client is asked
+    server.address, server._client = "", SimpleNamespace(tail_job_logs=lambda _: parts())
+    said = list(server.follow(describe(details())))
+    assert "".join(said) == "loads\nAuthorization: Bearer (hidden)\nends here"

@@ -1,5 +1,6 @@
 """The endpoint serves what the rows say, under the documented names."""
 
+import contextlib
 import re
 import socket
 import urllib.error
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from small_spec import small
 
 from actors.figures import WorkerFigures
 from allocator import AllocatorSpec
 from cluster.fleet import Fleet, State
+from cluster.launch import _metrics
 from cluster.metrics import METRICS, Metrics, table
+from cluster.spec import parse_spec
+from trainer.types import BadInput
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 WORKER = WorkerFigures(
@@ -277,3 +282,24 @@ def test_a_taken_port_is_an_os_error():
         taken.listen()
         with pytest.raises(OSError, match="in use"):
             Metrics(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(("host", "asked"), [("127.0.0.2", "127.0.0.2"), ("localhost", "127.0.0.1")])
+def test_it_listens_where_it_is_told_to(host, asked):
+    with contextlib.closing(Metrics(host=host)) as metrics:
+        assert metrics.url == f"http://{host}:{metrics.port}/metrics"
+        with urllib.request.urlopen(f"http://{asked}:{metrics.port}/metrics", timeout=10) as answer:
+            assert b"tailrace_epoch" in answer.read()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "no.such.host.invalid"])
+def test_a_host_that_is_not_this_machine_is_bad_input_by_its_field(host):
+    spec = parse_spec(small() | {"cluster": {"metrics_host": host}}, "small")
+    with pytest.raises(BadInput, match=rf"cluster\.metrics_host = {re.escape(host)}, cluster\.metrics_port = 0: "):
+        _metrics(spec)
+
+
+@pytest.mark.parametrize("host", ["", "http://x", "a b", "-x", "x" * 300])
+def test_a_host_that_cannot_be_one_is_refused(host):
+    with pytest.raises(BadInput, match=r"cluster\.metrics_host"):
+        parse_spec(small() | {"cluster": {"metrics_host": host}}, "small")

@@ -120,3 +120,10 @@ def test_a_spec_without_secrets_stays_as_it_is():
     data = yaml.safe_load(dump_spec(parse_spec(small(), "small")))
     assert data["allocator"]["budget_tokens"] is None
     assert redacted(data) == data
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("part", ["x", "a-", "?token", "-token", "secret ", "eyJ-", "a:/", "eyJ", "basic "])
+def test_endless_words_are_looked_through_in_time(part):
+    """A prompt of a million letters in a journal, a progress bar without line ends in a log."""
+    assert text(part * (2**18 // len(part)))

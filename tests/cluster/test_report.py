@@ -22,7 +22,9 @@ from cluster.spec import dump_spec, parse_spec
 from trainer.types import BadInput, Prompt
 
 POOL = [Prompt(f"id{i}", ("easy", "<b>hard")[i % 2], f"{i}", "1", (1,), 0) for i in range(48)]
-SECTIONS = {"learning", "budget", "speculation", "evaluations", "time", "stages", "failures", "spec", "versions"}
+SECTIONS = {
+    "learning", "budget", "bubbles", "speculation", "evaluations", "time", "stages", "failures", "spec", "versions",
+}  # fmt: skip
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -136,7 +138,21 @@ def test_a_killed_and_a_running_run_have_a_report_too(run):
 def test_a_run_without_rl_and_evaluations_has_the_other_sections(run):
     for name in ("journal.jsonl", "metrics.jsonl"):
         (run.path / name).unlink()
-    assert sections_of(page_of(run)) == SECTIONS - {"learning", "budget", "speculation"}
+    assert sections_of(page_of(run)) == SECTIONS - {"learning", "budget", "bubbles", "speculation"}
+
+
+def test_a_run_without_a_drafter_shows_its_bubbles(run):
+    rows = [row | {"speculation": row["speculation"] | {"draft_tokens": 0}} for row in run.metrics()]
+    for row in rows:
+        idle = [[*stretch[:3], 0.0] for stretch in row["bubbles"]["stretches"]]
+        row["bubbles"] |= {"harvested_s": 0.0, "stretches": idle}
+    run.keep_metrics(lambda _: False)
+    for row in rows:
+        run.add_metrics(row)
+    page = page_of(run)
+    assert sections_of(page) == SECTIONS - {"speculation"}
+    assert "idle for 6.0 s while others still generated; a drafter trained in 0.0 s" in page
+    assert "Bubbles: idle seconds (grey)" in page
 
 
 def test_torn_lines_are_left_out_and_counted(run):

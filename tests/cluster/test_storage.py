@@ -105,6 +105,135 @@ def test_another_runs_store_is_refused(uri, tmp_path):
         Mirror(uri, other.path).pull()
 
 
+def store_of(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    return fsspec.core.url_to_fs(uri)
+
+
+def test_a_store_that_holds_anything_else_is_left_as_it_is(uri, tmp_path):
+    run = a_run(tmp_path / "a")
+    store, root = store_of(uri)
+    kept = {f"{root}/thesis/chapter1.tex": b"years of work", f"{root}/b/spec.yaml": b"another run"}
+    for path, data in kept.items():
+        store.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        store.pipe_file(path, data)
+    for use in (Mirror(uri, run.path).pull, Mirror(uri, run.path).push):
+        with pytest.raises(BadInput, match=r"--storage .*: holds files of no run"):
+            use()
+    assert {path: store.cat_file(path) for path in store.find(root)} == kept
+
+
+def test_of_two_runs_at_one_empty_store_the_second_is_refused(uri, tmp_path):
+    run, other = a_run(tmp_path / "a"), a_run(tmp_path / "b")
+    (other.path / "spec.yaml").write_text("run: {name: b}\n")
+    first, second = Mirror(uri, run.path), Mirror(uri, other.path)
+    assert not first.pull()
+    assert not second.pull()
+    checkpoint(run, 1)
+    first.push()
+    checkpoint(other, 7)
+    with pytest.raises(BadInput, match="another spec"):
+        second.push()
+    assert first.newest() == "00000001"
+
+
+def test_of_two_runs_that_begin_at_the_same_moment_one_has_the_store(uri, tmp_path, monkeypatch):
+    run, other = a_run(tmp_path / "a"), a_run(tmp_path / "b")
+    (other.path / "spec.yaml").write_text("run: {name: b}\n")
+    checkpoint(run, 1)
+    checkpoint(other, 7)
+    first, second = Mirror(uri, run.path), Mirror(uri, other.path)
+    real, begun = first._upload, []
+
+    def upload(name, path):
+        if not begun:  # the other has seen an empty store too
+            begun.append(name)
+            second.push()
+            second.push = lambda: None
+        real(name, path)
+
+    monkeypatch.setattr(first, "_upload", upload)
+    first.push()
+    with pytest.raises(BadInput, match="another spec"):
+        Mirror(uri, other.path).push()
+    assert first.newest() == "00000001"
+    assert Mirror(uri, tmp_path / "there").pull()
+    assert content(tmp_path / "there") == content(run.path)
+
+
+def test_only_what_a_run_itself_deletes_is_deleted_in_the_store(uri, tmp_path):
+    run = a_run(tmp_path / "a")
+    mirror = Mirror(uri, run.path)
+    checkpoint(run, 1)
+    mirror.push()
+    store, root = store_of(uri)
+    store.pipe_file(f"{root}/notes.txt", b"mine")
+    store.makedirs(f"{root}/rollouts", exist_ok=True)
+    store.pipe_file(f"{root}/rollouts/read-me.txt", b"mine")
+    (run.rollouts / "000001.safetensors").unlink()
+    checkpoint(run, 2)
+    mirror.push()
+    names = {path.removeprefix(root).lstrip("/") for path in store.find(root)}
+    assert {"notes.txt", "rollouts/read-me.txt", "checkpoints/00000002/manifest.json"} <= names
+    assert "rollouts/000001.safetensors" not in names
+    assert not any(name.startswith("checkpoints/00000001") for name in names)
+
+
+def test_a_first_copy_that_broke_off_is_this_runs_and_holds_no_run(uri, tmp_path, monkeypatch):
+    run = a_run(tmp_path / "a")
+    mirror = Mirror(uri, run.path)
+    real = mirror._upload
+
+    def upload(name, path):
+        if name != "spec.yaml":
+            raise OSError("the line is cut")
+        real(name, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_upload", upload)
+        with pytest.raises(RunFailed, match="the line is cut"):
+            mirror.push()
+    assert not Mirror(uri, tmp_path / "there").pull()
+    mirror.push()
+    assert Mirror(uri, tmp_path / "there").pull()
+
+
+@pytest.mark.parametrize("names", [["my-notes.txt"], ["models/mine.bin"], [".lock", "inputs/spec.yaml", "paper/a.tex"]])
+def test_a_directory_that_is_no_run_is_not_replaced(names, uri, tmp_path):
+    run = a_run(tmp_path / "a")
+    Mirror(uri, run.path).push()
+    there = tmp_path / "there"
+    for name in names:
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("mine")
+    with pytest.raises(BadInput, match=f"{there}: holds {names[-1].split('/')[0]} and is no run directory"):
+        Mirror(uri, there).pull()
+    assert all((there / name).read_text() == "mine" for name in names)
+
+
+def test_a_directory_of_a_start_that_failed_is_replaced(uri, tmp_path):
+    run = a_run(tmp_path / "a")
+    Mirror(uri, run.path).push()
+    there = a_run(tmp_path / "there").path
+    for name in ("spec.yaml", "journal.jsonl"):
+        (there / name).unlink()
+    assert Mirror(uri, there).pull()
+    assert (there / "spec.yaml").is_file()
+
+
+def test_logs_go_to_the_store_without_secrets(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    run = a_run(tmp_path / "a")
+    said = b"loads\nkey 0123456789abcdef, Authorization: Bearer abcdefghijkl\n\xff ends"
+    (run.logs / "rollout-0.log").write_bytes(said)
+    Mirror(uri, run.path).push()
+    assert (run.logs / "rollout-0.log").read_bytes() == said
+    store, root = store_of(uri)
+    kept = store.cat_file(f"{root}/logs/rollout-0.log").decode()
+    assert kept.startswith("loads\nkey (hidden), ")
+    assert "abcdefghijkl" not in kept
+    assert kept.endswith(" ends")
+
+
 def test_an_empty_store_gives_nothing(uri, tmp_path):
     assert not Mirror(uri, tmp_path / "a").pull()
     assert not (tmp_path / "a").exists()
