@@ -79,7 +79,10 @@ class Leases:
         gone = [name for name, state in self._workers.items() if name not in workers and not state.away]
         stop = self.work(gone, now)
         for name in gone:
-            self._workers[name].away = True
+            state = self._workers[name]
+            state.away = True
+            if state.ended is None and not state.lost:  # its name may never come again
+                del self._workers[name]
         return stop
 
     def idle(self, worker: str, now: float) -> None:

@@ -219,7 +219,7 @@ def test_every_scrape_says_how_the_workers_are_at_that_moment(metrics):
     fleet.lost("rollout-1", "hung", 7)
     assert workers_of(metrics) == {"healthy": 1, "dead": 1}
     assert served(metrics)["tailrace_workers_lost_total"] == 1
-    fleet.restart(["rollout-1"], 8)
+    fleet.starts("rollout-1", 8)
     assert workers_of(metrics) == {"healthy": 1, "restarting": 1}
     assert served(metrics)["tailrace_workers_lost_total"] == 1
 
