@@ -75,7 +75,7 @@ def drain(raylet: list[str], seconds: int) -> list[str]:
 def has_actors(raylet: psutil.Process) -> bool:
     """Whether there are processes of jobs on the node; idle ones of Ray's do not count."""
     try:
-        names = [" ".join(process.cmdline()) for process in raylet.children()]
+        names = [" ".join(process.cmdline()) for process in raylet.children(recursive=True)]
     except psutil.Error:
         return False
     return any(name.startswith("ray::") and not name.startswith("ray::IDLE") for name in names)
