@@ -125,9 +125,9 @@ class Mirror:
             with self._answers():
                 strange = next(iter(self._fs.find(self._root)), None)
             if strange is not None:
+                name = PurePosixPath(strange).relative_to(self._root)
                 raise BadInput(
-                    f"--storage {self.uri}: holds files of no run ({PurePosixPath(strange).name}, ...); give an "
-                    "address at which there is nothing"
+                    f"--storage {self.uri}: holds files of no run ({name}, ...); give an address without anything"
                 )
         return there
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ from test_survive import LIMITS, assert_same_end, long_enough
 
 from cluster.checkpoint import RunDirectory
 
+leave = SourceFileLoader("leave", str(Path(__file__).parents[2] / "deploy" / "leave.py")).load_module()
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(1500)]
 PHASES = ("stage_started", "decided", "dispatched", "completed", "rolled_out", "published", "checkpoint")
 """Events of the journal after which a node is struck, each time the next one of its kind."""
@@ -93,13 +95,11 @@ def test_a_node_that_is_told_to_go_is_left_before_it_goes(nodes, spec_data, tmp_
     until("rollouts", lambda: len(events(run_dir, "completed")) > 3)
     raylet = with_only_a_worker(nodes)
     node = next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--node_id="))
-    nodes.ray(
-        "drain-node", f"--address=127.0.0.1:{nodes.port}", f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message=spot", "--deadline-remaining-seconds=60",
-    )  # fmt: skip
+    nodes.ray(*leave.drain(raylet.cmdline(), 60)[1:])
+    assert leave.has_actors(raylet)
     (retired,) = until("the worker to be retired", lambda: events(run_dir, "worker_retired"))
     assert f"its node {node[:8]} is leaving" in retired["why"]
-    until("the node to be empty", lambda: "RolloutWorker" not in nodes.actors(raylet), 45)
+    until("the node to be empty", lambda: not leave.has_actors(raylet), 45)
     time.sleep(1)
     raylet.kill()
     nodes.add()

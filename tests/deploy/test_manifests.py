@@ -1,10 +1,13 @@
 """What an operator applies is what Ray, KubeRay and Kubernetes accept."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import jsonschema
 import pytest
 import yaml
 from queries import DEPLOY
+
+from cluster.bundles import bundles
+from cluster.spec import Spec, load_spec
 
 KUBERNETES = "1.35"
 KUBERAY = json.loads((Path(__file__).parent / "kuberay.json").read_text())
@@ -72,6 +78,50 @@ def test_every_volume_is_mounted_and_every_mount_has_a_volume(manifest):
             volumes = {volume["name"] for volume in part["spec"]["volumes"]}
             mounts = {m["name"] for container in part["spec"]["containers"] for m in container["volumeMounts"]}
             assert volumes == mounts
+
+
+def pods(name: str) -> list[dict[str, Any]]:
+    """Worker groups of a Ray cluster that we ship, with the image and the resources of a pod."""
+    manifest = next(m for m in yaml.safe_load_all((DEPLOY / "kuberay" / name).read_text()) if is_ray(m))
+    groups = [(group, group["template"]["spec"]["containers"][0]) for group in cluster_of(manifest)["workerGroupSpecs"]]
+    return [
+        {
+            "image": worker["image"],
+            "most": group["maxReplicas"],
+            "CPU": float(worker["resources"]["requests"]["cpu"]),
+            "GPU": float(worker["resources"]["limits"].get("nvidia.com/gpu", 0)),
+        }
+        for group, worker in groups
+    ]
+
+
+def started(command: str) -> Spec:
+    """The spec of a documented command."""
+    words = shlex.split(command.replace("\\\n", " "))
+    path = next(word for word in words if word.endswith("quickstart.yaml"))
+    overrides = [value for option, value in pairwise(words) if option == "--set"]
+    return load_spec(DEPLOY.parent / "examples" / Path(path).name, overrides)
+
+
+WALKTHROUGH = re.search(r"tailrace submit (?:.*\\\n)*.*", (DEPLOY.parent / "docs" / "operations.md").read_text())
+RUN_SH = next(yaml.safe_load_all((DEPLOY / "kuberay" / "rayjob.yaml").read_text()))["data"]["run.sh"]
+TRAIN = re.search(r"tailrace train (?:.*\\\n)*.*", RUN_SH)
+
+
+@pytest.mark.parametrize(("command", "name"), [(WALKTHROUGH, "raycluster.yaml"), (TRAIN, "rayjob.yaml")])
+def test_the_documented_run_suits_the_cluster_that_it_is_started_on(command, name):
+    spec, groups = started(command[0]), pods(name)
+    needs_gpu = any(bundle["GPU"] for bundle in bundles(spec))
+    for group in groups:
+        assert group["image"].endswith(":gpu") == (group["GPU"] > 0) == needs_gpu
+    for bundle in bundles(spec):
+        assert any(bundle["CPU"] <= group["CPU"] and bundle["GPU"] <= group["GPU"] for group in groups)
+    assert sum(bundle["GPU"] for bundle in bundles(spec)) <= sum(group["GPU"] * group["most"] for group in groups)
+
+
+def test_a_cluster_that_begins_without_workers_is_given_time_for_them():
+    """What `submit` does with --queue-s."""
+    assert started(TRAIN[0]).limits.placement_timeout_s >= 1800
 
 
 @pytest.mark.stack
