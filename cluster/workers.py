@@ -122,6 +122,7 @@ class Workers:
         if handle is None:
             return
         if self._crew is None or not self._crew.replaces:
+            self.fleet.lost(name, why, time.monotonic())
             raise ActorLost(f"{name} is lost: {why}")
         self._crew.end(handle)
         self._lost.append(name)
