@@ -95,8 +95,8 @@ def test_a_node_that_is_told_to_go_is_left_before_it_goes(nodes, spec_data, tmp_
     until("rollouts", lambda: len(events(run_dir, "completed")) > 3)
     raylet = with_only_a_worker(nodes)
     node = next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--node_id="))
-    nodes.ray(*leave.drain(raylet.cmdline(), 60)[1:])
     assert leave.has_actors(raylet)
+    nodes.ray(*leave.drain(raylet.cmdline(), 60)[1:])
     (retired,) = until("the worker to be retired", lambda: events(run_dir, "worker_retired"))
     assert f"its node {node[:8]} is leaving" in retired["why"]
     until("the node to be empty", lambda: not leave.has_actors(raylet), 45)
