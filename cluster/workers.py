@@ -91,11 +91,14 @@ class Workers:
         began, half = time.monotonic(), self._limits.worker_timeout_s / 2
         waiting, told = dict(until), False
         while waiting:
-            next_s = min(waiting.values()) - time.monotonic()
-            done, open_ = ray.wait(list(waiting), num_returns=len(waiting), timeout=max(min(next_s, half), 0))
+            asked = time.monotonic()
+            pause_s = max(min(min(waiting.values()) - asked, half), 0)
+            done, open_ = ray.wait(list(waiting), num_returns=len(waiting), timeout=pause_s)
             yield from done
             now = time.monotonic()
-            waiting = {ref: waiting[ref] for ref in open_ if waiting[ref] > now}
+            # A wait that took much longer than it should: this process was stopped meanwhile, and nobody is to blame.
+            stood_s = now - asked - pause_s if now - asked - pause_s > half / 2 else 0.0
+            waiting = {ref: waiting[ref] + stood_s for ref in open_ if waiting[ref] + stood_s > now}
             if waiting and not told and now - began >= half:
                 told = True
                 on_stall.get()(what, now - began, 2 * half)
