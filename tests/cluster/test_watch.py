@@ -50,7 +50,7 @@ def handles(ray_cluster):
 @pytest.fixture
 def world(handles):
     first, second, rank, allocator = handles
-    actors = Actors({"rollout-0": first, "rollout-1": second}, [rank], allocator, {}, {}, None)
+    actors = Actors({"rollout-0": first, "rollout-1": second}, {}, [rank], allocator, {}, {}, None)
     with contextlib.closing(Metrics(0)) as metrics:
         yield actors, Watch(actors, metrics), metrics
 
