@@ -26,5 +26,9 @@ def watch(seen: Callable[[str], None], patch: Callable[[object, str, Callable], 
 
     for module in (cluster.driver, cluster.serving, cluster.updates):
         patch(module, "wait", wrapped(cluster.waits.wait, lambda refs, timeout_s, what: what))
-    patch(Workers, "ask", wrapped(Workers.ask, lambda self, method, calls: f"workers: {method}" if calls else "nobody"))
+    patch(
+        Workers,
+        "ask",
+        wrapped(Workers.ask, lambda self, method, calls, *_: f"workers: {method}" if calls else "nobody"),
+    )
     patch(Rollouts, "_collect", wrapped(Rollouts._collect, lambda self, awaited: "workers: collect"))
