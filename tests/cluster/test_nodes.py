@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from nodes import Nodes, events, finished, until
-from test_survive import LIMITS, assert_same_end, long_enough
+from test_survive import LIMITS, assert_same_end
 
 from cluster.checkpoint import RunDirectory
 
@@ -16,6 +16,8 @@ leave = SourceFileLoader("leave", str(Path(__file__).parents[2] / "deploy" / "le
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(1500)]
 PHASES = ("stage_started", "decided", "dispatched", "completed", "rolled_out", "published", "checkpoint")
 """Events of the journal after which a node is struck, each time the next one of its kind."""
+EPOCHS = 600
+"""Nodes are struck from another process, which needs seconds to find one."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,10 @@ def spec_data(small) -> dict:
     """One node has the learner, the allocator and a worker; another one has a worker."""
     small["learner"]["ranks"] = 1
     small["limits"] = {**LIMITS, "rollout_timeout_s": 200, "placement_timeout_s": 100}
-    return long_enough(small)
+    small["run"]["checkpoint_every_epochs"] = 10
+    small["recipe"] = [{**stage, "epochs": EPOCHS} if stage["stage"] == "rl" else stage for stage in small["recipe"]]
+    small["allocator"]["budget_rollouts"] = EPOCHS * 40
+    return small
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,8 @@ def test_a_run_outlives_the_loss_of_nodes_in_each_of_its_phases(nodes, spec_data
     for phase in PHASES:
         seen = len(events(run_dir, phase))
         until(phase, lambda phase=phase, seen=seen: len(events(run_dir, phase)) > seen or process.poll() is not None)
-        raylet = until("a node with only a worker", lambda: with_only_a_worker(nodes))
+        raylet = until("a node with only a worker", lambda: with_only_a_worker(nodes) or process.poll() is not None)
+        assert process.poll() is None, "the run was over before it was struck in each phase"
         lost = len(events(run_dir, "worker_lost"))
         raylet.send_signal(number)
         struck.append(raylet)
@@ -90,10 +96,6 @@ def test_a_run_outlives_the_loss_of_nodes_in_each_of_its_phases(nodes, spec_data
 def test_a_node_that_is_told_to_go_is_left_before_it_goes(nodes, spec_data, tmp_path):
     """What a spot instance gets: a notice, and a deadline."""
     spec_data["run"]["deterministic"] = False
-    spec_data["recipe"] = [
-        {**stage, "epochs": 600} if stage["stage"] == "rl" else stage for stage in spec_data["recipe"]
-    ]
-    spec_data["allocator"]["budget_rollouts"] = 600 * 40  # longer than a notice and another engine's start
     run_dir = tmp_path / "drained"
     process = nodes.run(spec_data, run_dir)
     until("rollouts", lambda: len(events(run_dir, "completed")) > 3)
@@ -111,4 +113,4 @@ def test_a_node_that_is_told_to_go_is_left_before_it_goes(nodes, spec_data, tmp_
     summary = finished(process, run_dir)
     assert (summary["workers"]["lost"], summary["restarts"], summary["rollouts"]["lost"]) == (0, 0, 0)
     assert not events(run_dir, "reissued")
-    assert summary["rollouts"]["spent"] == 600 * 40
+    assert summary["rollouts"]["spent"] == EPOCHS * 40
