@@ -83,7 +83,7 @@ class Fleet:
         """Who has become suspect, and who is to be taken as lost: without progress for half of the limit, and for all
         of it, among those `asked`. Whoever looks must have taken in all answers that are there."""
         # Time in which nobody looked is not the workers' silence: this process was stopped, or busy elsewhere.
-        gap = now - self._looked if self._looked is not None else 0.0
+        gap = now - self._looked if self._looked is not None else float("inf")
         self._looked = now
         suspects, silent = [], []
         for name in self.names("healthy", "suspect", "retired"):
@@ -91,7 +91,7 @@ class Fleet:
             if name not in asked:
                 member.heard = now
             elif gap > self._timeout_s / 4:
-                member.heard += gap
+                member.heard = min(member.heard + gap, now)
             silence_s = now - member.heard
             if silence_s > self._timeout_s:
                 silent.append(name)

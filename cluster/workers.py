@@ -25,6 +25,8 @@ PLACES_S = 0.5
 """Between two looks at places for workers."""
 NODES_S = 2.0
 """Between two looks at nodes that are about to leave."""
+RESPITE_S = 1.5
+"""Until Ray knows that the node of a lost worker has died, it would have the next one start there."""
 NOTICE_S = 5.0
 """Before a node goes, what its workers have not finished is given to others."""
 
@@ -193,8 +195,12 @@ class Workers:
                 self._journal("worker_joined", worker=name, weight_version=version)
 
     def _start(self, leaving: Mapping[str, float], now: float) -> None:
-        placed = {name for name in self._wanted if self._crew.node_of(name) not in (None, *leaving)}
-        for name in sorted(placed):
+        for name in sorted(self._wanted):
+            member = self.fleet.members.get(name)
+            if member is not None and now - member.heard < RESPITE_S:  # lost just now, perhaps with its node
+                continue
+            if self._crew.node_of(name) in (None, *leaving):
+                continue
             self.fleet.starts(name, now)
             self._wanted.discard(name)
             handle = self._crew.start_worker(name)

@@ -17,6 +17,12 @@ def fleet_of(*names: str, restarts: int = 10) -> Fleet:
     return fleet
 
 
+def seen(fleet: Fleet) -> Fleet:
+    """Somebody has looked at it at 0 s."""
+    fleet.look((), 0)
+    return fleet
+
+
 def looks(fleet: Fleet, asked: str, until_s: float, now: float = 0, every_s: float = 0.5) -> list[tuple]:
     """What looking again and again gives, with its time, where it gives anything."""
     found = []
@@ -49,11 +55,11 @@ def test_a_new_version_makes_all_outdated_until_each_has_it():
 
 
 def test_silence_makes_suspect_at_half_of_the_limit_and_lost_at_all_of_it():
-    assert looks(fleet_of("a"), "a", 10) == [(4.5, "a"), *((t / 2, "a!") for t in range(17, 21))]
+    assert looks(seen(fleet_of("a")), "a", 10) == [(4.5, "a"), *((t / 2, "a!") for t in range(17, 21))]
 
 
 def test_a_suspect_that_makes_progress_is_healthy_again():
-    fleet = fleet_of("a")
+    fleet = seen(fleet_of("a"))
     assert looks(fleet, "a", 6) == [(4.5, "a")]
     fleet.heard("a", 6)
     fleet.look("a", 6)
@@ -71,8 +77,14 @@ def test_a_worker_that_answers_out_of_an_endless_step_is_lost_too():
     assert fleet.look("a", 9) == ([], ["a"])
 
 
+def test_time_before_the_first_look_is_nobodys_silence():
+    fleet = fleet_of("a")
+    assert fleet.look("a", 100) == ([], [])
+    assert looks(fleet, "a", 109, now=100)[-1] == (109.0, "a!")
+
+
 def test_nobody_is_silent_who_was_not_asked():
-    fleet = fleet_of("a", "b")
+    fleet = seen(fleet_of("a", "b"))
     assert looks(fleet, "b", 7.5) == [(4.5, "b")]
     fleet.heard("b", 7.5)
     assert looks(fleet, "ab", 12, now=7.5) == [(12.0, "a", "b")], "silence begins with the first question"
@@ -95,8 +107,8 @@ def test_no_more_workers_are_started_again_than_may():
 def test_silence_is_known_only_while_somebody_looks():
     fleet = fleet_of("a")
     assert fleet.silence_s("a", 5) == 0
-    fleet.look("a", 5)
-    assert fleet.silence_s("a", 6) == 6
+    looks(seen(fleet), "a", 3)
+    assert fleet.silence_s("a", 3.5) == 3.5
     assert fleet.silence_s("a", 60) == 0
 
 

@@ -63,6 +63,14 @@ def whole_run(nodes: Nodes, spec: dict, directory: Path, undisturbed: list[RunDi
     return undisturbed[0]
 
 
+def returned(run_dir: Path) -> bool:
+    """Whether every worker that was lost is back."""
+    lost, joined = (
+        {e["worker"]: e["time_s"] for e in events(run_dir, f"worker_{what}")} for what in ("lost", "joined")
+    )
+    return all(joined.get(worker, 0.0) > time_s for worker, time_s in lost.items())
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
 def test_a_run_outlives_the_loss_of_nodes_in_each_of_its_phases(nodes, spec_data, tmp_path, undisturbed, number):
     whole = whole_run(nodes, spec_data, tmp_path, undisturbed)
@@ -82,14 +90,14 @@ def test_a_run_outlives_the_loss_of_nodes_in_each_of_its_phases(nodes, spec_data
             "the loss to be seen",
             lambda lost=lost: len(events(run_dir, "worker_lost")) > lost or process.poll() is not None,
         )
-        joined = len(events(run_dir, "worker_lost"))
-        until("the worker's return", lambda joined=joined: len(events(run_dir, "worker_joined")) >= joined)
+        until("the worker's return", lambda: returned(run_dir) or process.poll() is not None)
         if number == signal.SIGSTOP:  # or it would be left behind
             for left in [*raylet.children(recursive=True), raylet]:
                 left.kill()
     summary = finished(process, run_dir)
     print(f"{number.name}: {len(struck)} nodes; {summary['workers']}")
-    assert (summary["workers"]["lost"], summary["restarts"]) == (len(PHASES), 0)
+    assert summary["workers"]["lost"] >= len(PHASES)
+    assert summary["restarts"] == 0
     assert_same_end(RunDirectory(run_dir), whole)
 
 
