@@ -50,11 +50,6 @@ class Fleet:
         """Those that may be given work."""
         return self.names("healthy", "suspect")
 
-    @property
-    def coming(self) -> list[str]:
-        """Those that are not in service yet, and will be."""
-        return self.names("restarting", "stale")
-
     def outdated(self, version: int) -> list[str]:
         """Those that run and have other weights than these."""
         running = self.names("stale", "healthy", "suspect")
