@@ -26,8 +26,6 @@ class Member:
     """When it last made progress; of one that is being started, when that began."""
     version: int = NO_VERSION
     """Of the weights that it was given."""
-    why: str = ""
-    """It was lost or retired."""
 
 
 class Fleet:
@@ -102,19 +100,19 @@ class Fleet:
         looked = self._looked is not None and now - self._looked <= self._timeout_s / 4
         return now - self.members[name].heard if looked else 0.0
 
-    def lost(self, name: str, why: str, now: float) -> bool:
+    def lost(self, name: str, now: float) -> bool:
         """It died, hangs, or answers nonsense: what it held is lost with it. Whether another may be started in its
         place; each such counts."""
-        self.members[name] = Member("dead", now, why=why)
+        self.members[name] = Member("dead", now)
         self.losses += 1
         self.restarts_left -= 1
         return self.restarts_left >= 0
 
-    def retire(self, name: str, why: str) -> bool:
+    def retire(self, name: str) -> bool:
         """It gets no more work; whether it was in service, and so has to finish first what it has."""
         member = self.members[name]
         served = member.state in ("healthy", "suspect")
-        member.state, member.why = "retired", why
+        member.state = "retired"
         return served
 
     def gone(self, name: str) -> None:

@@ -127,7 +127,7 @@ class Workers:
         if handle is None:
             return
         if self._crew is None or not self._crew.replaces:
-            self.fleet.lost(name, why, time.monotonic())
+            self.fleet.lost(name, time.monotonic())
             raise ActorLost(f"{name} is lost: {why}")
         self._crew.end(handle)
         self._lost.append(name)
@@ -135,7 +135,7 @@ class Workers:
             self._journal("worker_lost", worker=name, why=why)
             self._gone(name)
             return
-        may_restart = self.fleet.lost(name, why, time.monotonic())
+        may_restart = self.fleet.lost(name, time.monotonic())
         self._journal("worker_lost", worker=name, why=why, restarts_left=max(self.fleet.restarts_left, 0))
         if not may_restart:
             limit = self._limits.worker_restarts
@@ -266,7 +266,7 @@ class Workers:
         if name in self._wanted and name not in self.fleet.members:
             self._wanted.discard(name)
             self._crew.give_back_place(name)
-        elif not self.fleet.retire(name, why):
+        elif not self.fleet.retire(name):
             self._end(name)
 
     def release(self, busy: Collection[str]) -> None:

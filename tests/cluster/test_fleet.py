@@ -36,7 +36,7 @@ def looks(fleet: Fleet, asked: str, until_s: float, now: float = 0, every_s: flo
 
 def test_a_worker_started_again_is_stale_until_it_was_given_the_weights():
     fleet = fleet_of("a", "b")
-    fleet.lost("a", "died", 1)
+    fleet.lost("a", 1)
     assert (fleet.serving, fleet.outdated(3)) == (["b"], [])
     fleet.starts("a", 2)
     assert (fleet.serving, fleet.outdated(3)) == (["b"], [])
@@ -99,8 +99,8 @@ def test_a_driver_that_was_stopped_blames_nobody_for_it():
 
 def test_no_more_workers_are_started_again_than_may():
     fleet = fleet_of("a", "b", restarts=1)
-    assert fleet.lost("a", "died", 1)
-    assert not fleet.lost("b", "died", 1)
+    assert fleet.lost("a", 1)
+    assert not fleet.lost("b", 1)
     assert fleet.losses == 2
 
 
@@ -114,7 +114,7 @@ def test_silence_is_known_only_while_somebody_looks():
 
 def test_a_retired_worker_is_watched_while_it_finishes_and_then_leaves():
     fleet = fleet_of("a", "b")
-    assert fleet.retire("a", "not needed")
+    assert fleet.retire("a")
     assert fleet.serving == ["b"]
     assert ("a!") in looks(fleet, "a", 10)[-1]
     fleet.gone("a")
@@ -124,7 +124,7 @@ def test_a_retired_worker_is_watched_while_it_finishes_and_then_leaves():
 def test_one_that_was_not_in_service_has_nothing_to_finish():
     fleet = fleet_of("a")
     fleet.starts("b", 0)
-    assert not fleet.retire("b", "not needed")
+    assert not fleet.retire("b")
 
 
 def test_a_worker_that_was_not_started_cannot_become_ready():

@@ -216,7 +216,7 @@ def test_every_scrape_says_how_the_workers_are_at_that_moment(metrics):
         fleet.heard("rollout-0", now)
         fleet.look(["rollout-0", "rollout-1"], now)
     assert workers_of(metrics) == {"healthy": 1, "suspect": 1}
-    fleet.lost("rollout-1", "hung", 7)
+    fleet.lost("rollout-1", 7)
     assert workers_of(metrics) == {"healthy": 1, "dead": 1}
     assert served(metrics)["tailrace_workers_lost_total"] == 1
     fleet.starts("rollout-1", 8)
@@ -228,7 +228,7 @@ def test_a_loss_that_takes_the_run_back_to_its_checkpoint_is_counted_once(metric
     for losses in (1, 2):
         fleet = fleet_of("rollout-0")
         metrics.follow(fleet)
-        fleet.lost("rollout-0", "died", 1)
+        fleet.lost("rollout-0", 1)
         metrics.restarted()
         assert served(metrics)["tailrace_workers_lost_total"] == losses
         assert workers_of(metrics) == {}, "until there are new ones"
@@ -244,7 +244,7 @@ def test_every_metric_is_fed(metrics):
     metrics.stalled()
     fleet = fleet_of("rollout-0")
     metrics.follow(fleet)
-    fleet.lost("rollout-0", "died", 1)
+    fleet.lost("rollout-0", 1)
     changed = {re.split(r"[{ ]", name)[0] for name, _ in set(served(metrics).items()) - before}
     assert {metric.name for metric in METRICS} - changed == {"tailrace_budget_rollouts", "tailrace_budget_tokens"}
 
