@@ -1,4 +1,5 @@
-"""What actors say of themselves since they were last asked; the driver asks once per epoch, and now and then within."""
+"""What actors say of themselves since they were last asked; the driver asks once per epoch or second, whichever
+is longer, and now and then within."""
 
 import functools
 import os

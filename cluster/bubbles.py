@@ -140,7 +140,7 @@ class Bubbles:
 
     def forget(self) -> None:
         """What was speculated since the last report is of another kind, an evaluation's: it counts for nothing."""
-        self._speculated()
+        self._watch.forget()
         self._take_sessions(0.0)
         self.leases.take_stats()
 

@@ -53,7 +53,7 @@ class Driver(RecipeStages, Updates, Serving):
         self.lengths = Lengths(pools)
         self.workers = Workers(spec, actors, run.journal, display.note)
         metrics.follow(self.workers.fleet)
-        self.watch = Watch(actors, metrics)
+        self.watch = Watch(actors, metrics, every_epoch=spec.drafter.method != "none")
         self.bubbles = Bubbles(spec, actors, self.workers, run.journal, display.note, self.watch)
         self.rollouts = Rollouts(
             spec, self.workers, vocabulary, self.lengths, self.bubbles, run.journal, self._refit, self._meanwhile
@@ -109,7 +109,7 @@ class Driver(RecipeStages, Updates, Serving):
         exhausted = False
         while self.stage_done < stage.epochs and not exhausted:
             self._check_stop()
-            exhausted = self._epoch()
+            exhausted = self._epoch(last=self.stage_done + 1 == stage.epochs)
             self.stage_done += 1
             over = exhausted or self.stage_done == stage.epochs
             due = self.stage_done % self.spec.run.checkpoint_every_epochs == 0
@@ -126,8 +126,8 @@ class Driver(RecipeStages, Updates, Serving):
 
     # One epoch.
 
-    def _epoch(self) -> bool:
-        """One decision and what follows from it; true when the budget is spent."""
+    def _epoch(self, last: bool) -> bool:
+        """One decision and what follows from it; true when the budget is spent. `last`: of its stage."""
         clock, epoch = self.clock, self.epoch
         clock.begin()
         allocation = self._allocator("decide", epoch)
@@ -168,7 +168,7 @@ class Driver(RecipeStages, Updates, Serving):
             clock.lap("publish_s")
         self.held += groups
         self.update = self._begin_update(epoch, groups, None if holds else self._batch(), budget)
-        self.watch.ask()
+        self.watch.ask(last or exhausted)
         self.epoch += 1
         if not self.spec.learner.stale_epochs:
             self._finish_update()

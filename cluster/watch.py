@@ -1,8 +1,9 @@
 """What the actors say of themselves, gathered for the metrics endpoint and for the row of an epoch.
 
 Nobody waits for it: actors are asked while the learner works, and their answers are there when the epoch is recorded.
-In a long rollout phase workers are asked every ten seconds, so that the endpoint shows the engines as they are. An
-actor that is dead or does not answer says nothing; whoever needs it will find out.
+In a long rollout phase workers are asked every ten seconds, so that the endpoint shows the engines as they are; where
+epochs take less than a second, only once in a second, or the questions would cost a share of the time. An actor that is
+dead or does not answer says nothing; whoever needs it will find out.
 """
 
 import dataclasses
@@ -17,6 +18,9 @@ from cluster.placement import Actors
 
 ASK_EVERY_S = 10.0
 """Between two looks at the workers within a phase."""
+ASK_AT_MOST_EVERY_S = 1.0
+"""Between two questions at the end of epochs: the row of an epoch that is shorter may have nothing of the actors, and
+the next one what belongs to both."""
 ANSWER_S = 10.0
 """Longest wait for an answer, which takes a millisecond where nothing is wrong."""
 
@@ -39,12 +43,13 @@ class _Question:
 class Watch:
     """One per run. `Actors.workers` may change at any time."""
 
-    def __init__(self, actors: Actors, metrics: Metrics | None = None) -> None:
-        self._actors, self._metrics = actors, metrics
+    def __init__(self, actors: Actors, metrics: Metrics | None = None, every_epoch: bool = False) -> None:
+        """`every_epoch`: something is decided by what the workers say of each, however short."""
+        self._actors, self._metrics, self._every_epoch = actors, metrics, every_epoch
         self._open: dict[Any, _Question] = {}  # by the reference of the answer
         self._gathered: dict[str, dict[str, Any]] = {kind: {} for kind in ANSWERS}  # since they were last taken
         self._epoch: dict[str, WorkerFigures] = {}  # what `workers` gave
-        self._asked, self._asked_at = False, time.monotonic()
+        self._asked_at = time.monotonic()
 
     def look(self) -> None:
         """A rollout phase goes on."""
@@ -53,23 +58,26 @@ class Watch:
             self._ask_workers(silent)
         self._take_in(list(self._open), 0.0)
 
-    def ask(self) -> None:
-        """An update has begun. Workers answer at once, learner ranks when it is done."""
+    def ask(self, last: bool) -> None:
+        """An update has begun, perhaps the `last` of a stage. Workers answer at once, learner ranks when it is done."""
+        if not last and not self._every_epoch and time.monotonic() - self._asked_at < ASK_AT_MOST_EVERY_S:
+            return
         self._ask_workers(set())
-        self._asked = True
         for i, rank in enumerate(self._actors.ranks):
             self._ask("learner", str(i), rank)
         if self._actors.allocator is not None:
             self._ask("allocator", "", self._actors.allocator)
 
     def workers(self) -> dict[str, WorkerFigures]:
-        """What the workers did since they were last asked for this."""
-        if not self._asked:
-            self._ask_workers(set())
+        """What the workers have said since this was last called."""
         self._take_in([ref for ref, question in self._open.items() if question.kind == "workers"], ANSWER_S)
-        self._asked = False
         self._epoch = self._taken("workers")
         return self._epoch
+
+    def forget(self) -> None:
+        """What the workers have done up to now belongs to no epoch."""
+        self._ask_workers(set())
+        self.workers()
 
     def row(self) -> dict[str, Any]:
         """As it stands in metrics.jsonl, by kind, figure and name: the workers' of the newest call of `workers`, and of

@@ -87,20 +87,27 @@ def test_the_journal_replays_to_the_same_decisions(finished):
 
 
 def test_what_the_actors_say_of_an_epoch_agrees_with_what_came_back(finished):
-    rows = [row for row in finished.metrics() if row["groups"]]
+    rows = finished.metrics()
+    tokens = rollouts = rollout_s = 0  # since a row had figures of the workers: where epochs are short, not every one
     for row in rows:
         actors = row["actors"]
         workers = actors["workers"]
+        tokens, rollouts = tokens + row["tokens"], rollouts + row["rollouts"]
+        rollout_s += row["time"]["rollout_s"]
+        if not workers or not rollouts:
+            continue
         assert workers["steps"].keys() == {"rollout-0", "rollout-1"}
-        assert sum(workers["generated_tokens"].values()) == row["tokens"]
-        assert sum(workers["prompt_tokens"].values()) == sum(workers["prefix_queries"].values()) > row["rollouts"]
-        assert sum(workers["request_steps"].values()) >= row["tokens"]
+        assert sum(workers["generated_tokens"].values()) == tokens
+        assert sum(workers["prompt_tokens"].values()) == sum(workers["prefix_queries"].values()) > rollouts
+        assert sum(workers["request_steps"].values()) >= tokens
         assert sum(workers["running"].values()) == sum(workers["waiting"].values()) == 0
         assert 0 < max(workers["kv_cache_peak"].values()) < 1
-        assert 0 < max(workers["busy_s"].values()) <= row["time"]["rollout_s"]
+        assert 0 < max(workers["busy_s"].values()) <= rollout_s
         assert sum(workers["grading_s"].values()) > 0
         assert all(size > 50 * 2**20 for size in workers["resident_bytes"].values())
         assert actors["driver"]["resident_bytes"] > 50 * 2**20
+        tokens = rollouts = rollout_s = 0
+    assert tokens == 0, "the last epoch's figures are always there"
     # Nobody waits for the others: theirs may stand in a later row.
     learner = [row["actors"]["learner"] for row in finished.metrics()]
     for rank in ("0", "1"):

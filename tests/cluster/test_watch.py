@@ -57,7 +57,7 @@ def world(handles):
 
 def test_an_epochs_figures_stand_by_kind_and_name(world):
     _, watch, metrics = world
-    watch.ask()
+    watch.ask(last=True)
     assert {name: figures.speculation.steps for name, figures in watch.workers().items()} == {
         "rollout-0": 4,
         "rollout-1": 4,
@@ -81,12 +81,36 @@ def test_within_a_long_phase_workers_are_asked_now_and_then_and_the_row_has_the_
         time.sleep(0.05)
         shown = served(metrics).get('tailrace_worker_steps_total{worker="rollout-0"}', 0)
     assert shown >= 8
-    watch.ask()
+    watch.ask(last=True)
     steps = watch.workers()["rollout-0"].steps
     assert steps > shown
     assert watch.row()["workers"]["steps"]["rollout-0"] == steps
     assert served(metrics)['tailrace_worker_steps_total{worker="rollout-0"}'] == steps
-    assert watch.workers()["rollout-0"].steps == 4  # asks by itself, and starts afresh
+    watch.ask(last=True)
+    assert watch.workers()["rollout-0"].steps == 4, "starts afresh"
+
+
+def test_in_epochs_of_less_than_a_second_nobody_is_asked_more_than_once_in_one_but_for_the_last(world, monkeypatch):
+    actors, watch, _ = world
+    monkeypatch.setattr(module, "ASK_AT_MOST_EVERY_S", 3600)
+    watch.ask(last=False)
+    assert (watch.workers(), watch.row()["workers"]) == ({}, {})
+    watch.ask(last=True)
+    assert watch.row()["workers"] == {}, "nobody has taken it yet"
+    assert watch.workers()["rollout-0"].steps == 4
+    assert watch.row()["workers"]["steps"] == {"rollout-0": 4, "rollout-1": 4}
+    deciding = Watch(actors, every_epoch=True)
+    deciding.ask(last=False)
+    assert deciding.workers()["rollout-0"].steps == 4
+
+
+def test_what_is_forgotten_stands_in_no_row_but_on_the_endpoint(world):
+    _, watch, metrics = world
+    watch.forget()
+    assert served(metrics)['tailrace_worker_steps_total{worker="rollout-0"}'] == 4
+    watch.ask(last=True)
+    watch.workers()
+    assert watch.row()["workers"]["steps"]["rollout-0"] == 4
 
 
 def test_a_dead_worker_says_nothing_and_one_that_left_is_shown_no_more(world):
@@ -96,13 +120,15 @@ def test_a_dead_worker_says_nothing_and_one_that_left_is_shown_no_more(world):
     worker, rank = start(WORKER), start(LearnerFigures(tokens=80))
     actors.workers["rollout-2"] = worker
     actors.ranks.append(rank)
+    watch.ask(last=True)
     assert watch.workers().keys() == {"rollout-0", "rollout-1", "rollout-2"}
     ray.kill(worker)
     ray.kill(rank)
-    watch.ask()
+    watch.ask(last=True)
     assert watch.workers().keys() == {"rollout-0", "rollout-1"}
     assert rows_until(watch, "learner")["learner"]["tokens"] == {"0": 70}
     del actors.workers["rollout-2"]
+    watch.ask(last=True)
     watch.workers()
     assert not [name for name in served(metrics) if "rollout-2" in name]
 
@@ -111,10 +137,11 @@ def test_a_worker_that_hangs_owes_an_answer_until_it_gives_it(world, monkeypatch
     actors, watch, metrics = world
     monkeypatch.setattr(module, "ANSWER_S", 0.5)
     actors.workers["rollout-0"].sleep.remote(3)
-    watch.ask()
+    watch.ask(last=True)
     assert watch.workers().keys() == {"rollout-1"}
     assert served(metrics)['tailrace_worker_unanswered_seconds{worker="rollout-0"}'] >= 0.4
     assert served(metrics)['tailrace_worker_unanswered_seconds{worker="rollout-1"}'] == 0
     monkeypatch.setattr(module, "ANSWER_S", 30)
+    watch.ask(last=True)
     assert watch.workers()["rollout-0"].steps == 8
     assert served(metrics)['tailrace_worker_unanswered_seconds{worker="rollout-0"}'] == 0
