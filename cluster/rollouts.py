@@ -15,9 +15,10 @@ from cluster.dispatch import Dispatcher
 from cluster.errors import ActorLost
 from cluster.lengths import Lengths
 from cluster.moves import Mover
+from cluster.scaling import by_number
 from cluster.spec import Spec
 from cluster.waits import on_stall
-from cluster.workers import POLL_S, Workers, by_number
+from cluster.workers import POLL_S, Workers
 from trainer.types import Group
 
 COLLECT_S = 0.5

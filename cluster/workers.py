@@ -1,11 +1,10 @@
 """The rollout workers of a run: their handles, and what is done when one is lost. Moves messages; how workers are, is
-decided in `cluster.fleet`.
+decided in `cluster.fleet`, and which there are to be in `cluster.scaling`.
 
 Invariants: whatever is called here, a worker that dies, stays silent or raises costs that worker and not the caller;
 it is ended before another is started in its place; nothing is asked of a name that has no handle.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from cluster.errors import ActorLost, RunFailed
 from cluster.fleet import Fleet
 from cluster.placement import Actors
-from cluster.scaling import Scale
+from cluster.scaling import Roster, Scale
 from cluster.spec import Spec
 from cluster.waits import cause_of, on_stall, told
 from trainer.types import BadInput
@@ -25,10 +24,6 @@ PLACES_S = 0.5
 """Between two looks at places for workers."""
 NODES_S = 2.0
 """Between two looks at nodes that are about to leave."""
-RESPITE_S = 1.5
-"""Until Ray knows that the node of a lost worker has died, it would have the next one start there."""
-NOTICE_S = 5.0
-"""Before a node goes, what its workers have not finished is given to others."""
 
 
 class Workers:
@@ -39,18 +34,14 @@ class Workers:
         self._cores, self._crew = actors.cores, actors.crew
         self._limits, self._journal, self._tell = spec.limits, journal, tell
         self.fleet = Fleet(spec.limits.worker_timeout_s, spec.limits.worker_restarts)
-        self._base = set(self.handles)
-        self._scale = Scale(spec.rollout.workers.min, spec.rollout.workers.max, spec.rollout.max_running_requests)
-        self._numbers = itertools.count(spec.rollout.workers.min)
+        self._looked = now = time.monotonic()
+        workers, fixed = spec.rollout.workers, spec.run.deterministic
+        scale = Scale(workers.min, workers.max, spec.rollout.max_running_requests)
+        self._roster = Roster(self.fleet, scale, list(self.handles), fixed, now)
         self._coming: dict[str, tuple[Any, Any]] = {}  # handle, and reference of its `ready`
-        self._wanted: set[str] = set()  # without a process: when there is a place for it
-        self._deadlines: dict[str, float] = {}  # on the clock of time.time; of workers whose node is about to go
         self._noticed: set[str] = set()  # nodes that were told to go since somebody asked, and those known before
         self._known: set[str] = set()
         self._lost: list[str] = []
-        self._size = len(self.handles)
-        self._looked = self._missing_since = now = time.monotonic()
-        self._deterministic = spec.run.deterministic
         for name in self.handles:
             self.fleet.starts(name, now)
             self.fleet.ready(name, now)
@@ -65,7 +56,7 @@ class Workers:
     def hope(self) -> bool:
         """Whether any worker is in service, has something to finish, or may yet come."""
         here = self.fleet.names("stale", "healthy", "suspect", "retired")
-        return bool(here or self._coming or self._wanted & self._base)
+        return bool(here or self._coming or self._roster.missing)
 
     # Calls.
 
@@ -140,14 +131,8 @@ class Workers:
         if not may_restart:
             limit = self._limits.worker_restarts
             raise RunFailed(f"{name} is lost: {why}; limits.worker_restarts = {limit} are spent")
-        self._want(name)
+        self._roster.want(name, time.monotonic())
         self._tell(f"{name} is lost: {why}; another is started in its place")
-
-    def _want(self, name: str) -> None:
-        """It is to be started as soon as there is a place for it."""
-        if not self._wanted & self._base:
-            self._missing_since = time.monotonic()
-        self._wanted.add(name)
 
     def take_lost(self) -> list[str]:
         """Workers lost since this was last asked."""
@@ -166,23 +151,17 @@ class Workers:
         if self._crew is None:
             return
         now = time.monotonic()
-        if now - self._looked >= (PLACES_S if self._wanted else NODES_S):
+        if now - self._looked >= (PLACES_S if self._roster.wanted else NODES_S):
             self._looked = now
             leaving = self._crew.leaving_nodes()
             self._leave(leaving)
-            self._resize(self._size)
+            self._resize()
             self._noticed |= leaving.keys()
             self._start(leaving, now)
         self._take_ready(now)
-        self._check_places(now)
-
-    def _check_places(self, now: float) -> None:
-        """Raises ActorLost when what the run cannot do without has had no place for limits.placement_timeout_s."""
-        missing = self._wanted & self._base
-        if not missing or self._coming or (self.serving and not self._deterministic):
-            self._missing_since = now
-        elif now - self._missing_since > (limit := self._limits.placement_timeout_s):
-            names = ", ".join(sorted(missing))
+        limit = self._limits.placement_timeout_s
+        if self._roster.stuck_s(bool(self._coming), now) > limit:
+            names = ", ".join(self._roster.missing)
             raise ActorLost(f"no place for {names} within limits.placement_timeout_s = {limit:g} s")
 
     def refitted(self, names: Sequence[str], version: int) -> None:
@@ -195,16 +174,12 @@ class Workers:
                 self._journal("worker_joined", worker=name, weight_version=version)
 
     def _start(self, leaving: Mapping[str, float], now: float) -> None:
-        for name in sorted(self._wanted):
-            member = self.fleet.members.get(name)
-            if member is not None and now - member.heard < RESPITE_S:  # lost just now, perhaps with its node
-                continue
-            if self._crew.node_of(name) in (None, *leaving):
-                continue
-            self.fleet.starts(name, now)
-            self._wanted.discard(name)
-            handle = self._crew.start_worker(name)
-            self._coming[name] = handle, handle.ready.remote()
+        for name in self._roster.to_start(now):
+            if self._crew.node_of(name) not in (None, *leaving):
+                self.fleet.starts(name, now)
+                self._roster.starts(name)
+                handle = self._crew.start_worker(name)
+                self._coming[name] = handle, handle.ready.remote()
 
     def _take_ready(self, now: float) -> None:
         import ray
@@ -225,47 +200,36 @@ class Workers:
 
     def phase_begins(self, rollouts: int) -> None:
         """A rollout phase of this size: ask for places for the workers that it has use for."""
-        self._size = self._scale.phase(rollouts)
-        self._resize(self._size)
+        self._roster.phase(rollouts)
+        self._resize()
 
     def pause(self) -> None:
         """Nothing is sampled for a while: further workers leave."""
-        self._size = self._scale.pause()
-        self._resize(self._size)
+        self._roster.pause()
+        self._resize()
         self.release(())
 
-    def _resize(self, wanted: int) -> None:
-        """Of workers that stay, as many as wanted: also where one is missing because its node is about to go."""
-        if self._deterministic:  # who samples what depends on how many there are
-            return
-        retired = set(self.fleet.names("retired"))
-        here = sorted((self.fleet.members.keys() | self._wanted) - retired, key=by_number)
-        for _ in range(wanted - len(here)):
-            name = f"rollout-{next(self._numbers)}"
+    def _resize(self) -> None:
+        further, spare = self._roster.changes()
+        for name in further:
             self._crew.ask_place(name)
-            self._wanted.add(name)
             self._journal("worker_asked", worker=name)
-        spare = [name for name in here if name not in self._base]
-        for name in spare[len(spare) - max(len(here) - wanted, 0) :]:
+        for name in spare:
             self._retire(name, "not needed")
 
     def _leave(self, leaving: Mapping[str, float]) -> None:
         """Workers on nodes that are about to go get no more work; what one has not finished shortly before the end
         goes to others."""
-        for name in self.serving if leaving else ():
-            node = self._crew.node_of(name)
-            if node is not None and node in leaving:
-                self._deadlines[name] = leaving[node] or float("inf")
-                self._retire(name, f"its node {node[:8]} is leaving the cluster")
-        for name, deadline in list(self._deadlines.items()):
-            if name in self.handles and deadline - time.time() < NOTICE_S:
-                self.lose(name, "its node is about to go")
+        nodes = {name: self._crew.node_of(name) for name in self.serving} if leaving else {}
+        for name in self._roster.leave(nodes, leaving):
+            self._retire(name, f"its node {str(nodes[name])[:8]} is leaving the cluster")
+        for name in self._roster.overdue(time.time()):
+            self.lose(name, "its node is about to go")
 
     def _retire(self, name: str, why: str) -> None:
         self._journal("worker_retired", worker=name, why=why)
-        if name in self._wanted and name not in self.fleet.members:
-            self._wanted.discard(name)
-            self._crew.give_back_place(name)
+        if name not in self.fleet.members:
+            self._drop(name)
         elif not self.fleet.retire(name):
             self._end(name)
 
@@ -283,16 +247,10 @@ class Workers:
         self._gone(name)
 
     def _gone(self, name: str) -> None:
-        """Out of the fleet; one that the run needs comes back as soon as there is a place for it."""
         self.fleet.gone(name)
-        self._deadlines.pop(name, None)
-        if name in self._base:
-            self._want(name)
-        else:
-            self._wanted.discard(name)
+        self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        """One that the run needs comes back as soon as there is a place for it."""
+        if not self._roster.gone(name, time.monotonic()):
             self._crew.give_back_place(name)
-
-
-def by_number(worker: str) -> tuple[int, str]:
-    """Workers in the order of their numbers, rollout-2 before rollout-10."""
-    return len(worker), worker

@@ -9,6 +9,7 @@ from small_spec import small
 import cluster.workers
 from cluster.errors import ActorLost, RunFailed
 from cluster.placement import Actors
+from cluster.scaling import NOTICE_S
 from cluster.serving import Serving
 from cluster.spec import parse_spec
 from cluster.workers import Workers
@@ -149,7 +150,7 @@ def test_what_is_not_finished_shortly_before_the_node_goes_is_lost_and_costs_no_
 
 def test_a_deadline_holds_also_when_the_notice_is_heard_no_more(world):
     workers, crew, events = world(2, 2)
-    crew.leaving = {"node-rollout-1": time.time() + cluster.workers.NOTICE_S + 0.3}
+    crew.leaving = {"node-rollout-1": time.time() + NOTICE_S + 0.3}
     workers.tick()
     assert not named(events, "worker_lost")
     crew.leaving = {}
