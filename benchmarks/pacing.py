@@ -34,7 +34,8 @@ from actors.figures import resident_bytes
 from benchmarks.overhead import cpu_name
 from benchmarks.pacing_ray import local_ray, measured_costs, sleeping_run
 from benchmarks.sleeping import Pace
-from benchmarks.virtual import Costs, Simulation
+from benchmarks.virtual import Simulation
+from benchmarks.virtual_ray import Costs
 from cluster.checkpoint import RunDirectory
 from cluster.lines import write_atomically
 from cluster.sinks import Sinks

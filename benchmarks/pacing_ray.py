@@ -18,7 +18,7 @@ from actors.figures import LearnerFigures
 from actors.publish import Published
 from actors.rollout import Collected
 from benchmarks.sleeping import Pace, SleepingWorker
-from benchmarks.virtual import Costs
+from benchmarks.virtual_ray import Costs
 from cluster.allocation import allocator_arguments
 from cluster.checkpoint import RunDirectory
 from cluster.display import Display

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.pacing import spec_of
 from benchmarks.sleeping import Pace
-from benchmarks.virtual import Costs, Simulation
+from benchmarks.virtual import Simulation
+from benchmarks.virtual_ray import Costs
 from cluster.sinks import Sinks
 
 SHORT = Pace(slots=32, median_tokens=16, max_tokens=64, prompt_tokens=8)
