@@ -94,6 +94,16 @@ def damaged(content: bytes, rng: Random) -> bytes:
     return content
 
 
+class Bomb:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
 def dumped(data: Any) -> str:
     """JSON that also holds what JSON does not: NaN, half characters."""
     return json.dumps(data)

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import answered, assert_names, damaged, dumped, mutated, untouched
+from hostile import Bomb, answered, assert_names, damaged, dumped, mutated, untouched
 from small_spec import small
-from test_hostile_runs import Bomb
 
 from cluster import plan as plan_module
 from cluster.capacity import Node
