@@ -3,16 +3,11 @@
 import contextlib
 import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,51 +15,13 @@ from typing import Any
 import yaml
 
 from benchmarks.overhead import spread
+from benchmarks.ray_head import ray_head
 from cluster.jobs import Job, Jobs
 from cluster.spec import Spec, parse_spec
 
 ROOT = Path(__file__).parents[1]
-TOKEN = "7f" * 32
 LIMIT_S = 1500.0
 LOOK_S = 2.0
-
-
-@contextlib.contextmanager
-def head() -> Iterator[str]:
-    """The address of a head's job server. The environment is made ready for it, too."""
-    directory = Path(tempfile.mkdtemp(prefix="tr", dir="/tmp"))  # Ray's sockets lie in it: their paths must be short
-    with socket.socket() as first, socket.socket() as second:
-        for free in (first, second):
-            free.bind(("127.0.0.1", 0))
-        dashboard, client = first.getsockname()[1], second.getsockname()[1]
-    address = f"http://127.0.0.1:{dashboard}"
-    binaries = Path(sys.executable).parent
-    os.environ |= {
-        "PATH": os.pathsep.join([str(binaries), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
-    }  # fmt: skip
-    words = [
-        binaries / "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--port=0",
-        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0",
-        "--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={2**29}", f"--temp-dir={directory}",
-    ]  # fmt: skip
-    with open(directory / "head.log", "w") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
-        try:
-            while not _up(address):
-                time.sleep(0.3)
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _up(address: str) -> bool:
-    request = urllib.request.Request(f"{address}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"})
-    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
-        return bool(json.load(answer)["data"]["summary"])
-    return False
 
 
 def small(directory: Path, name: str, epochs: int, workers: int) -> dict[str, Any]:
@@ -81,7 +38,8 @@ def small(directory: Path, name: str, epochs: int, workers: int) -> dict[str, An
 def first(runs: int = 5) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Seconds from the start of `tailrace submit` to what happens then."""
     found = []
-    with tempfile.TemporaryDirectory() as scratch, head() as address:
+    with tempfile.TemporaryDirectory() as scratch, ray_head() as (address, env):
+        os.environ |= env
         for number in range(runs):
             data = small(Path(scratch), f"first-{number}", 1000, 2)
             path = Path(scratch) / "spec.yaml"
@@ -124,7 +82,8 @@ def _until_completed(journal: Path, deadline: float) -> dict[str, float]:
 def twenty(jobs: int = 20) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Every look at every job: running, finished, or waiting and for what."""
     epochs = 2
-    with tempfile.TemporaryDirectory() as scratch, head() as address:
+    with tempfile.TemporaryDirectory() as scratch, ray_head() as (address, env):
+        os.environ |= env
         began = time.monotonic()
 
         def submit(number: int) -> str:

@@ -1,20 +1,19 @@
 """Runs as jobs of a real Ray head of their own: submitted, refused, followed, stopped, moved, continued."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from small_spec import jsonl_source
+
+from benchmarks.ray_head import ray_head
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -29,39 +28,12 @@ def until(what: str, holds: Callable[[], object]) -> None:
         time.sleep(0.3)
 
 
+@dataclass
 class Head:
-    """A Ray head with two cores and a token of its own, and `tailrace` as its user has it."""
+    """A Ray head with two cores, and `tailrace` as its user has it."""
 
-    def __init__(self, directory: Path) -> None:
-        with socket.socket() as first, socket.socket() as second:
-            for free in (first, second):
-                free.bind(("127.0.0.1", 0))
-            dashboard, client = first.getsockname()[1], second.getsockname()[1]
-        self.address = f"http://127.0.0.1:{dashboard}"
-        binaries = Path(sys.executable).parent
-        path = os.pathsep.join([str(binaries), os.environ["PATH"]])
-        python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        self.env = kept | {
-            "PATH": path, "PYTHONPATH": python_path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "7f" * 32,
-        }  # fmt: skip
-        words = [
-            binaries / "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", "--port=0",
-            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0",
-            "--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={2**29}", f"--temp-dir={directory}",
-        ]  # fmt: skip
-        self.log = open(directory / "head.log", "w")  # noqa: SIM115
-        self.process = subprocess.Popen(words, env=self.env, stdout=self.log, stderr=self.log, cwd=directory)
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, Path(self.log.name).read_text()
-        request = urllib.request.Request(f"{self.address}/nodes?view=summary")
-        request.add_header("Authorization", f"Bearer {self.env['RAY_AUTH_TOKEN']}")
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return bool(json.load(answer)["data"]["summary"])
-        except OSError:
-            return False
+    address: str
+    env: dict[str, str]
 
     def tailrace(self, *words: object, code: int = 0, **env: str) -> str:
         """What the command prints; its exit code must be this one."""
@@ -75,23 +47,11 @@ class Head:
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, env=self.env | env, cwd=ROOT / "tests", **output)
 
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
-        self.log.close()
-
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    directory = Path("/tmp") / f"tr{os.getpid()}"  # Ray's sockets lie in it, and their paths may have 107 characters
-    directory.mkdir()
-    head = Head(directory)
-    try:
-        until("the head", head.ready)
-        yield head
-    finally:
-        head.close()
-        shutil.rmtree(directory, ignore_errors=True)
+    with ray_head() as (address, env):
+        yield Head(address, env)
 
 
 @pytest.fixture
