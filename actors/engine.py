@@ -41,7 +41,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.cores = claim(config.cores)
-        _prepare_environment(config.cores, self.cores)
+        _prepare_environment(config.cores, self.cores, config.tensor_parallel)
         import vllm
         from vllm import EngineArgs
         from vllm.config import WeightTransferConfig
@@ -64,6 +64,8 @@ class Engine:
                 kv_cache_memory_bytes=config.kv_cache_bytes,
                 gpu_memory_utilization=config.gpu_memory_fraction,
                 tensor_parallel_size=config.tensor_parallel,
+                # Processes below this one; of itself vLLM would ask Ray for a second set of places for them.
+                distributed_executor_backend="mp" if config.tensor_parallel > 1 else None,
                 # A prompt split over two steps makes vLLM rewind the request's random generator, which a CPU generator
                 # cannot do; whole prompts also keep the random numbers independent of what else is in the batch.
                 enable_chunked_prefill=False,
@@ -199,10 +201,16 @@ class Engine:
 
     def load_bucket(self, ref: Any) -> int:
         """Load one bucket; returns its checksum as this process sees it."""
+        return checksum(self._load(ref))
+
+    def _load(self, ref: Any) -> Any:
+        """Processes of a tensor-parallel engine do not know Ray, so they are sent the bucket itself; in this one it
+        stays where it is."""
         import ray
 
-        self._llm.collective_rpc("update_weights", args=({"refs": [ref]},))
-        return checksum(ray.get(ref))
+        bucket = ray.get(ref)
+        self._llm.collective_rpc("update_weights", args=({"buckets": [bucket]},))
+        return bucket
 
     def finish_weight_update(self, version: int) -> None:
         """Put the new weights into service under `version` and forget what was cached under the old ones."""
@@ -218,7 +226,7 @@ class Engine:
         self._wake()
         self._llm.collective_rpc("start_draft_weight_update")
         try:
-            self._llm.collective_rpc("update_weights", args=({"refs": [ref]},))
+            self._load(ref)
         except Exception as error:  # the target is whole, so this costs speculation and not the run
             self._scheduler.switch_off(f"the drafter's weights could not be loaded: {error}")
         self._llm.collective_rpc("finish_weight_update")
@@ -304,13 +312,15 @@ def _sampled_logprobs(flat: Any) -> np.ndarray:
     return np.asarray(flat.logprobs, np.float32)[flat.start_indices] if flat else np.zeros(0, np.float32)
 
 
-def _prepare_environment(threads: int, cores: list[int]) -> None:
+def _prepare_environment(threads: int, cores: list[int], processes: int) -> None:
     """vLLM reads these once, at import; one thread per core, or engines fight for cores. No cores: do not pin."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if threads:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores)) or "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        share = threads // processes
+        shares = [cores[i : i + share] for i in range(0, len(cores), share)]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, each)) for each in shares) or "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(share)
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"

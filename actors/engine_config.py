@@ -15,11 +15,12 @@ class EngineConfig:
     context_tokens: int
     max_running_requests: int
     kv_cache_bytes: int | None
-    """Size of the key-value cache; None lets `gpu_memory_fraction` decide."""
+    """Size of the key-value cache of each of its processes; None lets `gpu_memory_fraction` decide."""
     gpu_memory_fraction: float
     tensor_parallel: int
+    """Processes that hold a share of the model each; with more than one they are processes of their own."""
     cores: int
-    """That the engine is pinned to; 0 on GPU, where it is not."""
+    """That the engine is pinned to, all its processes together; 0 on GPU, where it is not."""
     seed: int
     transfer: str = BACKEND
     """vLLM weight-transfer backend: ours, or `nccl`."""

@@ -4,10 +4,16 @@ Everything that leans on vLLM's internals lives in this file, `engine.py`, `sche
 `transfer.py`.
 """
 
+import ctypes
+import multiprocessing
+import signal
+
 from actors.speculation import mend_cpu_sampler
 
 BACKEND = "ray_object_store"
 """Name under which our weight-transfer engine is registered."""
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 
 
 def register() -> None:
@@ -17,3 +23,10 @@ def register() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "actors.transfer", "ObjectStoreTransferEngine")
     mend_cpu_sampler()
+    if multiprocessing.parent_process() is not None:
+        _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """A process of a tensor-parallel engine that hangs would outlive its rollout worker, and keep memory and cores."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

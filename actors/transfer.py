@@ -1,7 +1,8 @@
 """The receiving end of a weight publish: a vLLM weight-transfer engine that loads buckets from the Ray object store.
 
-vLLM drives the phases (start, update per bucket, finish); a bucket is an object reference, so the bytes stay in shared
-memory until the model's own weight loaders copy them out. Works on any device.
+vLLM drives the phases (start, update per bucket, finish); the arrays of a bucket stay in the store's shared memory
+until the model's own weight loaders copy them out; where the engine is more than one process, each is sent a copy.
+Works on any device.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.buckets import unpack
+from actors.buckets import Bucket, unpack
 
 
 @dataclass
@@ -26,8 +27,7 @@ class ObjectStoreInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
-    refs: list[Any] = field(default_factory=list)
-    """Ray references of buckets, in a list so that Ray does not resolve them on the way."""
+    buckets: list[Bucket] = field(default_factory=list)
 
 
 class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
@@ -62,10 +62,8 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
-        import ray
-
-        for ref in update_info.refs:
-            self.model.load_weights(unpack(ray.get(ref)))
+        for bucket in update_info.buckets:
+            self.model.load_weights(unpack(bucket))
 
     def shutdown(self) -> None:
         pass

@@ -30,6 +30,8 @@ class Share:
     where: str
     """`host` or `gpu`."""
     arithmetic: str
+    processes: int = 1
+    """Of each."""
 
 
 def estimate(spec: Spec, parameters: int) -> list[Share]:
@@ -53,19 +55,21 @@ def host_bytes(shares: list[Share]) -> float:
         "drafter": DRAFTER_PROCESS_BYTES,
     }
     on_host = sum(share.count * share.bytes_each for share in shares if share.where == "host")
-    return on_host + sum(share.count * processes.get(share.holder, 0) for share in shares)
+    return on_host + sum(share.count * share.processes * processes.get(share.holder, 0) for share in shares)
 
 
 def _engine(spec: Spec, parameters: int) -> Share:
     dtype, width = _number_format(spec)
     weights = parameters * width
+    split = spec.tensor_parallel
+    processes = 1 + split if split > 1 else 1
     text = f"weights {parameters:,} x {width} B ({dtype}) = {gib(weights)}"
     if spec.cluster.gpus_per_rollout_worker:
         text += f", cache and activations in the rest of gpu_memory_fraction {spec.rollout.gpu_memory_fraction:g}"
-        return Share("engine", spec.rollout.workers.max, weights, "gpu", text)
+        return Share("engine", spec.rollout.workers.max, weights, "gpu", text, processes)
     cache = spec.rollout.kv_cache_gib * GIB
     text += f" + kv cache {gib(cache)}"
-    return Share("engine", spec.rollout.workers.max, weights + cache, "host", text)
+    return Share("engine", spec.rollout.workers.max, weights + cache, "host", text, processes)
 
 
 def _rank(spec: Spec, parameters: int) -> Share:

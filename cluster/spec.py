@@ -133,12 +133,33 @@ class Spec(Section):
     def _drafter_fits_the_gpus(self) -> Self:
         if self.drafter.train.sleep and not self.cluster.gpus_per_rollout_worker:
             raise ValueError("drafter.train.sleep frees GPU memory, and cluster.gpus_per_rollout_worker is 0")
-        if self.drafter.trains and self.cluster.gpus_per_rollout_worker > 1:
+        if self.drafter.trains and self.tensor_parallel > 1:
             raise ValueError(
-                "a drafter trains on one GPU: with cluster.gpus_per_rollout_worker > 1 give a drafter.source and set "
-                "drafter.train.enabled = false"
+                "a drafter trains beside an engine of one process: with cluster.gpus_per_rollout_worker > 1, or "
+                "rollout.tensor_parallel > 1, give a drafter.source and set drafter.train.enabled = false"
             )
         return self
+
+    @model_validator(mode="after")
+    def _engines_can_be_split(self) -> Self:
+        gpus, cpus = self.cluster.gpus_per_rollout_worker, self.cluster.cpus_per_rollout_worker
+        processes = self.tensor_parallel
+        if gpus and processes != gpus:
+            raise ValueError(
+                f"rollout.tensor_parallel = {processes}: an engine has one process per GPU of its worker, and "
+                f"cluster.gpus_per_rollout_worker = {gpus}"
+            )
+        if not gpus and cpus % processes:
+            raise ValueError(
+                f"cluster.cpus_per_rollout_worker = {cpus} cannot be shared out evenly among rollout.tensor_parallel = "
+                f"{processes} processes of an engine"
+            )
+        return self
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Processes of one engine."""
+        return self.rollout.tensor_parallel or max(self.cluster.gpus_per_rollout_worker, 1)
 
     @model_validator(mode="after")
     def _context_holds_the_response(self) -> Self:

@@ -63,10 +63,13 @@ def test_a_container_with_less_than_its_cores_pins_nothing(tmp_path, monkeypatch
     assert claim(2, tmp_path) == []
 
 
-@pytest.mark.parametrize(("cores", "bound"), [([3, 5], "3,5"), ([], "nobind")])
-def test_an_engine_has_its_threads_whether_they_are_pinned_or_not(cores, bound, monkeypatch):
+@pytest.mark.parametrize(
+    ("cores", "processes", "bound", "each"),
+    [([3, 5], 1, "3,5", "2"), ([], 1, "nobind", "2"), ([3, 5], 2, "3|5", "1"), ([], 2, "nobind", "1")],
+)
+def test_an_engine_has_its_threads_whether_they_are_pinned_or_not(cores, processes, bound, each, monkeypatch):
     for name in ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "VLLM_CPU_NUM_OF_RESERVED_CPU"):
         monkeypatch.setenv(name, "")
-    _prepare_environment(2, cores)
+    _prepare_environment(2, cores, processes)
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == bound
-    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert os.environ["OMP_NUM_THREADS"] == each

@@ -1,8 +1,12 @@
 """A rollout worker on the real engine: what it accepts, what it refuses, and in which order weights arrive."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from actors.requests import GroupRequest, Sampling
@@ -35,12 +39,17 @@ def stack(ray_cluster, tmp_path_factory):
     pools = {"train": build_pools(task, load_tokenizer(Path(path)), 42).train, "heldout": []}
     options = {"num_cpus": 0.5, "runtime_env": ENVIRONMENT}
     engine = EngineConfig(str(path), "float32", 48, 16, 2**26, 0.5, 1, 1, 0)
+    split = EngineConfig(str(path), "float32", 48, 16, 2**26, 0.5, 2, 2, 0)
     learner = LearnerConfig(str(path), "float32", LearnerSpec(), 1.0, 1, "cpu", 0, 20_000)
     worker = ray.remote(RolloutWorker).options(max_concurrency=8, **options).remote(engine, task, pools, 5)
     rank = ray.remote(LearnerRank).options(**options).remote(learner, 0, task, pools)
     ray.get(rank.start.remote(*ray.get(rank.address.remote())))
     ray.get(worker.ready.remote())
-    yield worker, rank
+    yield (
+        worker,
+        rank,
+        lambda: ray.remote(RolloutWorker).options(max_concurrency=8, **options).remote(split, task, pools, 5),
+    )
     ray.kill(worker)
     ray.kill(rank)
 
@@ -57,7 +66,7 @@ def collect(worker, count: int) -> list:
 def test_groups_are_accepted_at_any_time_and_a_repeated_one_draws_the_same_tokens(stack):
     import ray
 
-    worker, _ = stack
+    worker, *_ = stack
     request = GroupRequest("0/a", 0, 0, 4, 0)
     ray.get(worker.submit.remote([request], SAMPLING))
     ray.get(worker.submit.remote([GroupRequest("0/b", 0, 1, 3, 0)], SAMPLING))
@@ -72,7 +81,7 @@ def test_groups_are_accepted_at_any_time_and_a_repeated_one_draws_the_same_token
 def test_buckets_that_arrive_in_the_wrong_order_load_in_the_right_one_and_stale_requests_are_refused(stack):
     import ray
 
-    worker, rank = stack
+    worker, rank, _ = stack
     sent = ray.get(rank.publish.remote([worker], 1, 60))
     assert sent.bytes > 3 * 20_000  # several buckets, two in flight at a time
     with pytest.raises(ray.exceptions.RayTaskError, match="asks for weight version 0, version 1 is in service"):
@@ -99,7 +108,7 @@ def test_a_publish_reaches_the_others_when_workers_are_dead_deaf_or_lie(stack):
             time.sleep(60)
             return 0
 
-    worker, rank = stack
+    worker, rank, _ = stack
     liar, deaf, dead = (ray.remote(kind).options(num_cpus=0).remote() for kind in (Liar, Deaf, Liar))
     ray.get(dead.load.remote([], 0, None, 1))
     ray.kill(dead)
@@ -117,7 +126,7 @@ def test_a_publish_reaches_the_others_when_workers_are_dead_deaf_or_lie(stack):
 def test_an_abandoned_group_leaves_nothing_behind(stack):
     import ray
 
-    worker, _ = stack
+    worker, *_ = stack
     version = 3
     ray.get(worker.submit.remote([GroupRequest(f"4/{i}", 4, 0, 8, version) for i in "ab"], SAMPLING))
     ray.get(worker.abandon.remote(["4/a", "of another worker"]))
@@ -125,3 +134,24 @@ def test_an_abandoned_group_leaves_nothing_behind(stack):
     assert "4/b" in {group.id for group in left}
     ray.get(worker.submit.remote([GroupRequest("5/a", 5, 0, 2, version)], SAMPLING))
     assert "5/a" in {group.id for group in collect(worker, 1)}
+
+
+def test_an_engine_of_two_processes_samples_what_one_process_does_and_they_end_with_their_worker(stack):
+    import ray
+
+    worker, rank, start_split = stack
+    split = start_split()
+    ray.get(split.ready.remote())
+    pid = ray.get(split.__ray_call__.remote(lambda self: os.getpid()))
+    processes = [process for process in psutil.Process(pid).children() if "Worker_TP" in " ".join(process.cmdline())]
+    assert len(processes) == 2
+    assert ray.get(rank.publish.remote([worker, split], 4, 60)).failed == {}
+    request = GroupRequest("6/a", 6, 1, 8, 4)
+    for each in (worker, split):
+        ray.get(each.submit.remote([request], SAMPLING))
+    (ours,), (theirs,) = collect(split, 1), collect(worker, 1)
+    assert ours.token_ids.tolist() == theirs.token_ids.tolist()
+    assert np.allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+    processes[1].send_signal(signal.SIGSTOP)  # it cannot see that its parent is gone
+    ray.kill(split)
+    assert psutil.wait_procs(processes, timeout=30)[1] == []

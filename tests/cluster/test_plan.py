@@ -87,6 +87,12 @@ def test_on_gpu_the_weights_are_halved_and_the_optimizer_keeps_a_copy():
     assert host_bytes(shares) == store.bytes_each + 2 * ENGINE_PROCESS_BYTES + LEARNER_PROCESS_BYTES
 
 
+def test_each_process_of_a_tensor_parallel_engine_takes_what_it_takes_to_run_vllm():
+    plain = host_bytes(estimate(spec_with(), 1000))
+    split = spec_with(rollout={"tensor_parallel": 2}, cluster={"cpus_per_rollout_worker": 2})
+    assert host_bytes(estimate(split, 1000)) == pytest.approx(plain + 2 * 2 * ENGINE_PROCESS_BYTES)
+
+
 def test_bundles_of_both_placements():
     cpus = {"cpus_per_rollout_worker": 2, "cpus_per_learner_rank": 3, "gpus_per_rollout_worker": 1}
     shared, alone = {"CPU": 3.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}

@@ -109,6 +109,22 @@ def test_numbers_are_bounded(number):
             "rollout.sleep excludes learner.stale_epochs",
         ),
         (
+            {"rollout__tensor_parallel": 2, "cluster__cpus_per_rollout_worker": 3},
+            "cpus_per_rollout_worker = 3 cannot be shared out evenly among rollout.tensor_parallel = 2 processes",
+        ),
+        (
+            {
+                "rollout__tensor_parallel": 2,
+                "cluster__gpus_per_rollout_worker": 4,
+                "cluster__placement": "disaggregated",
+            },
+            "rollout.tensor_parallel = 2: an engine has one process per GPU of its worker",
+        ),
+        (
+            {"rollout__tensor_parallel": 2, "cluster__cpus_per_rollout_worker": 2, "drafter": {"method": "eagle3"}},
+            "a drafter trains beside an engine of one process",
+        ),
+        (
             {"cluster__worker_labels": {"zone": "a"}, "cluster__learner_labels": {"zone": "b"}},
             "cluster.worker_labels and cluster.learner_labels differ in zone",
         ),
