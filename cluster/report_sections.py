@@ -114,7 +114,8 @@ def bubble_section(rows: list[dict]) -> Section | None:
             f"{used:,.1f} s of them ({used / idle if idle else 0:.0%})."
         )
         caption = "Bubbles: idle seconds (grey), and what the drafter trained in"
-        add_figure(made, caption, made["intro"], partial(timeline, rows=rows))
+        if any(row["bubbles"]["stretches"] for row in rows):
+            add_figure(made, caption, made["intro"], partial(timeline, rows=rows))
     except DAMAGE as error:
         made["missing"] = f"metrics.jsonl cannot be drawn: {text(f'{type(error).__name__}: {error}')}"
     return made

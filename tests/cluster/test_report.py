@@ -155,6 +155,16 @@ def test_a_run_without_a_drafter_shows_its_bubbles(run):
     assert "Bubbles: idle seconds (grey)" in page
 
 
+def test_nobody_was_idle_and_so_nothing_is_drawn_of_it(run):
+    rows = [row | {"bubbles": row["bubbles"] | {"idle_s": 0.0, "stretches": []}} for row in run.metrics()]
+    run.keep_metrics(lambda _: False)
+    for row in rows:
+        run.add_metrics(row)
+    page = page_of(run)
+    assert "idle for 0.0 s while others still generated" in page
+    assert "Bubbles: idle seconds (grey)" not in page
+
+
 def test_torn_lines_are_left_out_and_counted(run):
     for name in ("journal.jsonl", "metrics.jsonl"):
         with (run.path / name).open("a") as file:
