@@ -44,6 +44,7 @@ METRICS = (
     Metric("tailrace_truncated_ratio", Gauge, "Share of responses cut at the length limit.", "truncated_share"),
     Metric("tailrace_updates_total", Counter, "Optimizer steps of reinforcement learning.", "updates"),
     Metric("tailrace_updates_dropped_total", Counter, "Steps whose loss or gradient was not finite.", "dropped"),
+    Metric("tailrace_updates_skipped_total", Counter, "Batches in which no group's rewards differed.", "skipped"),
     Metric("tailrace_loss", Gauge, "Policy loss.", "loss"),
     Metric("tailrace_grad_norm", Gauge, "Global gradient norm before clipping.", "grad_norm"),
     Metric("tailrace_learning_rate", Gauge, "Learning rate of the newest update.", "learning_rate"),

@@ -59,10 +59,10 @@ class Counters:
         self.rollouts += sum(map(len, groups))
         self.tokens += sum(int(group.lengths.sum()) for group in groups)
 
-    def count_update(self, figures: dict[str, float], had_batch: bool) -> None:
+    def count_update(self, figures: dict[str, float]) -> None:
         self.updates += int(figures["updates"])
         self.updates_dropped += int(figures["dropped"])
-        self.updates_skipped += had_batch and not figures["updates"] and not figures["dropped"]
+        self.updates_skipped += int(figures["skipped"])
 
     def add_laps(self, laps: dict[str, float]) -> None:
         """An epoch's times; what is neither rollout, learning nor publishing is `other`."""

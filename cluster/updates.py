@@ -80,7 +80,8 @@ class Updates:
         figures: dict[str, float] = {"updates": 0, "dropped": 0}
         if done.calls:
             figures = wait(done.calls, self.spec.limits.learn_timeout_s, f"learner: {done.method}")[0]
-        self.counters.count_update(figures, bool(done.batch))
+        figures["skipped"] = int(bool(done.batch) and not figures["updates"] and not figures["dropped"])
+        self.counters.count_update(figures)
         if figures["updates"]:
             self.version += 1
             self.bubbles.learned(done.epoch)

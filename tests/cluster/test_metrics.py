@@ -38,6 +38,7 @@ ROW = {
     "response_tokens_mean": 40.0,
     "truncated_share": 0.125,
     "updates": 1,
+    "skipped": 1,
     "dropped": 1,
     "loss": -0.5,
     "grad_norm": 1.5,

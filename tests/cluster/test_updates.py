@@ -57,6 +57,7 @@ def test_a_step_makes_a_new_version(driver):
 def test_a_batch_without_a_gradient_is_skipped_and_counted(driver):
     done = driver(0, {"updates": 0, "dropped": 0})
     assert (done.version, done.counters.updates, done.counters.updates_skipped) == (3, 0, 1)
+    assert [figures["skipped"] for figures in done.recorded] == [1]
 
 
 def test_an_epoch_whose_groups_are_held_skips_nothing(driver):

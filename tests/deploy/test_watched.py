@@ -25,7 +25,7 @@ SHOWN_BY = {
 """Panels of what not every run does, by the run that does it."""
 MAY_BE_0 = {
     "Answers owed", "Idle time harvested", "Losses and stalls", "Preemptions", "Prefix cache hits",
-    "Requests in the engine", "Restarts", "Speculation switched off", "Updates dropped",
+    "Requests in the engine", "Restarts", "Speculation switched off", "Updates dropped and skipped",
 }  # fmt: skip
 """Panels that may show nothing but 0 of runs as short, and as little disturbed, as these."""
 WITHOUT_HARDWARE = {"GPU", "GPU memory", "Nodes on their way"}
