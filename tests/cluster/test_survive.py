@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 
 import numpy as np
 import psutil
@@ -36,6 +37,8 @@ PHASES = {
 }
 """Phase: the moment in which it is struck, and the how many-th since the blow before."""
 KINDS = ("RolloutWorker", "LearnerRank", "AllocatorActor")
+NAMES = {"Engine": "VLLM::Worker_TP"}
+"""What a process is called, where it is not the actor class behind `ray::`."""
 LIMITS = {
     "rollout_timeout_s": 60, "learn_timeout_s": 15, "publish_timeout_s": 60, "start_timeout_s": 200,
     "worker_timeout_s": 10, "worker_restarts": 40, "group_attempts": 20, "restarts": 20,
@@ -54,33 +57,43 @@ def spec_data(ray_cluster, small) -> dict:
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> list[RunDirectory]:
-    """The long run that nothing interrupted, once it was needed."""
-    return []
+def undisturbed(tmp_path_factory):
+    """Gives the run of a spec that nothing interrupted, carried out once for each name."""
+    runs: dict[str, RunDirectory] = {}
+
+    def run_of(name: str, data: dict) -> RunDirectory:
+        if name not in runs:
+            runs[name] = RunDirectory(tmp_path_factory.mktemp(name))
+            train(parse_spec(data, "test"), runs[name].path, Display(name))
+        return runs[name]
+
+    return run_of
 
 
 def pids(kind: str) -> list[int]:
-    """Processes below this one that Ray has given the name of an actor class: the machine may hold other runs."""
+    """Processes below this one of a kind, which is in their names: the machine may hold other runs."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-            if process.cmdline()[0].startswith(f"ray::{kind}"):
+            if process.cmdline()[0].startswith(NAMES.get(kind, f"ray::{kind}")):
                 found.append(process.pid)
     return sorted(found)
 
 
 def strike(monkeypatch, run: RunDirectory, blows: list[Blow]) -> list[tuple[str, str, int]]:
     """Send each signal to a process of its kind when its phase comes, the next one when the run has noticed the one
-    before; gives the list that they are noted in, with the process."""
+    before and every worker is back; gives the list that they are noted in, with the process."""
     struck: list[tuple[str, str, int]] = []
     waiting, passed = list(blows), 0
 
-    def noticed() -> int:
-        return sum(event["event"] in ("worker_lost", "restarted", "drafter_lost") for event in run.events())
+    def recovered() -> bool:
+        seen = Counter(event["event"] for event in run.events())
+        noticed = seen["worker_lost"] + seen["restarted"] + seen["drafter_lost"]
+        return noticed >= len(struck) and seen["worker_joined"] >= seen["worker_lost"]
 
     def seen(what: str) -> None:
         nonlocal passed
-        if not waiting or noticed() < len(struck):
+        if not waiting or not recovered():
             return
         kind, number, phase = waiting[0]
         beginning, count = PHASES[phase]
@@ -112,7 +125,7 @@ def survives(spec_data, tmp_path, monkeypatch, whole: RunDirectory, blows) -> di
     summary = train(spec, run.path, Display("struck"))
     print(f"{len(struck)} blows in {time.monotonic() - began:.0f} s: {struck}; {summary['workers']}")
     assert [blow[:2] for blow in struck] == [(kind, phase) for kind, _, phase in blows], "a phase was never reached"
-    living = {pid for kind in KINDS for pid in pids(kind)}
+    living = {pid for kind in (*KINDS, *NAMES) for pid in pids(kind)}
     assert not living & {pid for *_, pid in struck}, "a process that was given up must not live on"
     assert_same_end(run, whole)
     return summary
@@ -144,19 +157,27 @@ def test_a_run_outlives_workers_and_an_allocator_and_ends_as_if_nothing_had_been
 @pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_outlives_a_blow_in_each_of_its_phases(
-    spec_data, tmp_path, tmp_path_factory, monkeypatch, undisturbed, kind, number
-):
+def test_a_run_outlives_a_blow_in_each_of_its_phases(spec_data, tmp_path, monkeypatch, undisturbed, kind, number):
     data = long_enough(spec_data)
-    if not undisturbed:
-        undisturbed.append(RunDirectory(tmp_path_factory.mktemp("undisturbed")))
-        train(parse_spec(data, "test"), undisturbed[0].path, Display("undisturbed"))
     blows = [(kind, number, phase) for phase in PHASES]
-    summary = survives(data, tmp_path, monkeypatch, undisturbed[0], blows)
+    summary = survives(data, tmp_path, monkeypatch, undisturbed("undisturbed", data), blows)
     if kind == "RolloutWorker":
         assert (summary["workers"]["lost"], summary["restarts"]) == (len(PHASES), 0)
     else:
         assert (summary["workers"]["lost"], summary["restarts"]) == (0, len(PHASES))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_a_run_outlives_the_processes_of_an_engine(spec_data, tmp_path, monkeypatch, undisturbed, number):
+    """A tensor-parallel engine has processes of its own; whichever is struck, its rollout worker is lost by it."""
+    data = long_enough(spec_data)
+    data["rollout"] |= {"workers": 1, "tensor_parallel": 2}
+    data["learner"]["ranks"] = 1
+    data["cluster"]["cpus_per_rollout_worker"] = 2
+    blows = [("Engine", number, phase) for phase in PHASES]
+    summary = survives(data, tmp_path, monkeypatch, undisturbed("tensor-parallel", data), blows)
+    assert (summary["workers"]["lost"], summary["restarts"]) == (len(blows), 0)
 
 
 @pytest.mark.chaos
