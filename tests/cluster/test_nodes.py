@@ -36,9 +36,13 @@ def spec_data(small) -> dict:
     small["learner"]["ranks"] = 1
     small["limits"] = {**LIMITS, "rollout_timeout_s": 200, "placement_timeout_s": 100}
     small["run"]["checkpoint_every_epochs"] = 10
-    small["recipe"] = [{**stage, "epochs": EPOCHS} if stage["stage"] == "rl" else stage for stage in small["recipe"]]
-    small["allocator"]["budget_rollouts"] = EPOCHS * 40
-    return small
+    return of_epochs(small, EPOCHS)
+
+
+def of_epochs(data: dict, epochs: int) -> dict:
+    data["recipe"] = [{**stage, "epochs": epochs} if stage["stage"] == "rl" else stage for stage in data["recipe"]]
+    data["allocator"]["budget_rollouts"] = epochs * 40
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,29 @@ def test_a_run_outlives_the_loss_of_nodes_in_each_of_its_phases(nodes, spec_data
     assert summary["workers"]["lost"] >= len(PHASES)
     assert summary["restarts"] == 0
     assert_same_end(RunDirectory(run_dir), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_a_run_whose_learner_loses_a_node_goes_back_to_its_checkpoint(nodes, spec_data, tmp_path, number):
+    """The rank on the other node is in a collective with one that is gone, and fails with it."""
+    of_epochs(spec_data, 60)["learner"]["ranks"] = 2
+    finished(nodes.run(spec_data, tmp_path / "whole"), tmp_path / "whole")
+    run_dir = tmp_path / "struck"
+    process = nodes.run(spec_data, run_dir)
+    until("a checkpoint in the middle", lambda: len(events(run_dir, "checkpoint")) > 2 or process.poll() is not None)
+    of_learner = [raylet for raylet in nodes.raylets()[1:] if "LearnerRank" in nodes.actors(raylet)]
+    assert len(of_learner) == 2
+    seen = len(events(run_dir, "rolled_out"))
+    until("an update", lambda: len(events(run_dir, "rolled_out")) > seen)
+    of_learner[1].send_signal(number)
+    until("the loss to be seen", lambda: events(run_dir, "restarted") or process.poll() is not None)
+    for left in [*of_learner[1].children(recursive=True), of_learner[1]] if number == signal.SIGSTOP else []:
+        left.kill()
+    nodes.add()
+    summary = finished(process, run_dir)
+    print(f"{number.name}: {[event['reason'] for event in events(run_dir, 'restarted')]}")
+    assert summary["restarts"] == 1
+    assert_same_end(RunDirectory(run_dir), RunDirectory(tmp_path / "whole"))
 
 
 def test_a_node_that_is_told_to_go_is_left_before_it_goes(nodes, spec_data, tmp_path):
