@@ -2,7 +2,7 @@
 
 Nobody waits for it: actors are asked while the learner works, and their answers are there when the epoch is recorded.
 In a long rollout phase workers are asked every ten seconds, so that the endpoint shows the engines as they are; where
-epochs take less than a second, only once in a second, or the questions would cost a share of the time. An actor that is
+epochs take less than two seconds, only once in two, or the questions would cost a share of the time. An actor that is
 dead or does not answer says nothing; whoever needs it will find out.
 """
 
@@ -18,7 +18,7 @@ from cluster.placement import Actors
 
 ASK_EVERY_S = 10.0
 """Between two looks at the workers within a phase."""
-ASK_AT_MOST_EVERY_S = 1.0
+ASK_AT_MOST_EVERY_S = 2.0
 """Between two questions at the end of epochs: the row of an epoch that is shorter may have nothing of the actors, and
 the next one what belongs to both."""
 ANSWER_S = 10.0

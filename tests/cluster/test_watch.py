@@ -90,7 +90,7 @@ def test_within_a_long_phase_workers_are_asked_now_and_then_and_the_row_has_the_
     assert watch.workers()["rollout-0"].steps == 4, "starts afresh"
 
 
-def test_in_epochs_of_less_than_a_second_nobody_is_asked_more_than_once_in_one_but_for_the_last(world, monkeypatch):
+def test_in_short_epochs_nobody_is_asked_again_but_in_the_last(world, monkeypatch):
     actors, watch, _ = world
     monkeypatch.setattr(module, "ASK_AT_MOST_EVERY_S", 3600)
     watch.ask(last=False)
