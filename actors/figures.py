@@ -1,5 +1,5 @@
-"""What actors say of themselves since they were last asked; the driver asks once per epoch or second, whichever
-is longer, and now and then within."""
+"""What actors say of themselves since they were last asked; the driver asks after an epoch, and now and then
+within a long one."""
 
 import functools
 import os

@@ -14,6 +14,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from actors.seeds import derive_seed
+from cluster import redact
 from cluster.checkpoint import RunDirectory, write_atomically
 from cluster.display import Display
 from cluster.driver import Driver
@@ -21,7 +22,6 @@ from cluster.errors import ActorLost, NoRoom
 from cluster.heads import prepare_head
 from cluster.metrics import Metrics
 from cluster.placement import Cluster
-from cluster.redact import RedactingFormatter
 from cluster.remarks import objective_remarks
 from cluster.sinks import Sinks, check_sinks
 from cluster.spec import Spec, dump_spec, load_spec
@@ -42,7 +42,7 @@ def train(spec: Spec, run_dir: Path, display: Display) -> dict[str, Any]:
     run = RunDirectory(run_dir)
     _refuse_foreign(run, spec)
     _hush()
-    with run.claimed():
+    with run.claimed(), _logs_redacted(run):
         return _carry_out(spec, run, display, began)
 
 
@@ -54,7 +54,7 @@ def resume(run_dir: Path, display: Display) -> dict[str, Any]:
     if (run.path / "summary.json").is_file():
         raise BadInput(f"{run.path}: this run is finished, there is nothing to resume")
     _hush()
-    with run.claimed():
+    with run.claimed(), _logs_redacted(run):
         run.mend_lines()
         return _carry_out(spec, run, display, began)
 
@@ -143,10 +143,26 @@ def _hush() -> None:
 
 
 @contextlib.contextmanager
+def _logs_redacted(run: RunDirectory) -> Iterator[None]:
+    """What actors' libraries print goes into their logs as it is, also when they crash; its secrets leave the directory
+    with the actors."""
+    try:
+        yield
+    finally:
+        for path in filter(Path.is_file, run.logs.glob("*.log")):
+            beside = path.with_name(f".{path.name}.tmp")
+            try:
+                redact.copy(path, beside)
+                beside.replace(path)
+            except OSError as error:  # a full disk; what the run came to counts more
+                logging.warning("%s may hold secrets, and cannot be written again: %s", path, error)
+
+
+@contextlib.contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
     """A process may carry out several runs, one after another; each has a log of its own."""
     handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(RedactingFormatter())
+    handler.setFormatter(redact.RedactingFormatter())
     logging.getLogger().addHandler(handler)
     try:
         yield

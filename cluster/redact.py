@@ -5,8 +5,10 @@ inside texts, and what the environment holds under a name of a secret.
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 HIDDEN = "(hidden)"
@@ -63,6 +65,13 @@ def text(value: str) -> str:
     value = _ASSIGNMENT.sub(rf"\1{HIDDEN}", value)
     value = _BEARER.sub(rf"\1 {HIDDEN}", value)
     return _KNOWN_SHAPE.sub(HIDDEN, value)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Write a text file again, line by line, without its secrets."""
+    with open(path, encoding="utf-8", errors="replace") as file, open(target, "w", encoding="utf-8") as out:
+        out.writelines(text(line) for line in file)
+    shutil.copystat(path, target)
 
 
 def _of_environment(environment: Mapping[str, str]) -> list[str]:

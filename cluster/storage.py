@@ -199,7 +199,7 @@ def _held(run: RunDirectory, into: Path) -> bool:
             _hold(path, into / path.name, shutil.copy2)
     for path in run.logs.glob("*"):
         if path.is_file():
-            _hold(path, into / path.relative_to(run.path), _copy_redacted)
+            _hold(path, into / path.relative_to(run.path), redact.copy)
     return newest is None or _is_whole(into / "checkpoints" / newest)
 
 
@@ -209,13 +209,6 @@ def _hold(path: Path, target: Path, copy: Callable[[Path, Path], object]) -> Non
         copy(path, target)
     except FileNotFoundError:
         return  # the driver has just dropped it: rollouts before its oldest checkpoint, a file that was renamed
-
-
-def _copy_redacted(path: Path, target: Path) -> None:
-    """Actors' logs are what their libraries print, secrets and all, and a store has other readers than a machine."""
-    with open(path, encoding="utf-8", errors="replace") as log, open(target, "w", encoding="utf-8") as out:
-        out.writelines(redact.text(line) for line in log)
-    shutil.copystat(path, target)
 
 
 def _is_whole(checkpoint: Path) -> bool:
