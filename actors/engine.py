@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from actors.buckets import checksum
 from actors.cores import claim
 from actors.engine_config import EngineConfig
 from actors.figures import WorkerFigures
@@ -200,17 +199,21 @@ class Engine:
         self._llm.collective_rpc("start_weight_update")
 
     def load_bucket(self, ref: Any) -> int:
-        """Load one bucket; returns its checksum as this process sees it."""
-        return checksum(self._load(ref))
+        """Load one bucket; returns its checksum as the engine's processes see it, which must agree."""
+        from actors.transfer import last_digest
 
-    def _load(self, ref: Any) -> Any:
+        self._load(ref)
+        digests = set(self._llm.collective_rpc(last_digest))
+        if len(digests) > 1:
+            raise RuntimeError("the engine's processes have loaded different weights")
+        return digests.pop()
+
+    def _load(self, ref: Any) -> None:
         """Processes of a tensor-parallel engine do not know Ray, so they are sent the bucket itself; in this one it
         stays where it is."""
         import ray
 
-        bucket = ray.get(ref)
-        self._llm.collective_rpc("update_weights", args=({"buckets": [bucket]},))
-        return bucket
+        self._llm.collective_rpc("update_weights", args=({"buckets": [ray.get(ref)]},))
 
     def finish_weight_update(self, version: int) -> None:
         """Put the new weights into service under `version` and forget what was cached under the old ones."""

@@ -6,6 +6,7 @@ Everything that leans on vLLM's internals lives in this file, `engine.py`, `sche
 
 import ctypes
 import multiprocessing
+import os
 import signal
 
 from actors.speculation import mend_cpu_sampler
@@ -30,3 +31,6 @@ def register() -> None:
 def _end_with_parent() -> None:
     """A process of a tensor-parallel engine that hangs would outlive its rollout worker, and keep memory and cores."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it has died before
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.buckets import Bucket, unpack
+from actors.buckets import Bucket, checksum, unpack
 
 
 @dataclass
@@ -33,6 +33,9 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
 class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
+
+    digest = 0
+    """Of the bucket that was loaded last, as this process saw it."""
 
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
         pass
@@ -64,6 +67,12 @@ class ObjectStoreTransferEngine(WeightTransferEngine[ObjectStoreInitInfo, Object
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
         for bucket in update_info.buckets:
             self.model.load_weights(unpack(bucket))
+            self.digest = checksum(bucket)
 
     def shutdown(self) -> None:
         pass
+
+
+def last_digest(worker: Any) -> int:
+    """Inside each process of an engine."""
+    return worker.weight_transfer_engine.digest

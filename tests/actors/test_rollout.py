@@ -139,12 +139,20 @@ def test_an_abandoned_group_leaves_nothing_behind(stack):
 def test_an_engine_of_two_processes_samples_what_one_process_does_and_they_end_with_their_worker(stack):
     import ray
 
+    def change(rank) -> None:
+        """The learner's weights are others than those that an engine starts with."""
+        for parameter in rank._engine.module.parameters():
+            parameter.data.mul_(1.3)
+
     worker, rank, start_split = stack
     split = start_split()
     ray.get(split.ready.remote())
     pid = ray.get(split.__ray_call__.remote(lambda self: os.getpid()))
     processes = [process for process in psutil.Process(pid).children() if "Worker_TP" in " ".join(process.cmdline())]
     assert len(processes) == 2
+    ray.get(worker.submit.remote([GroupRequest("6/before", 6, 1, 8, 3)], SAMPLING))
+    (before,) = collect(worker, 1)
+    ray.get(rank.__ray_call__.remote(change))
     assert ray.get(rank.publish.remote([worker, split], 4, 60)).failed == {}
     request = GroupRequest("6/a", 6, 1, 8, 4)
     for each in (worker, split):
@@ -152,6 +160,7 @@ def test_an_engine_of_two_processes_samples_what_one_process_does_and_they_end_w
     (ours,), (theirs,) = collect(split, 1), collect(worker, 1)
     assert ours.token_ids.tolist() == theirs.token_ids.tolist()
     assert np.allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+    assert not np.allclose(before.logprobs, theirs.logprobs, atol=1e-2), "other weights"
     processes[1].send_signal(signal.SIGSTOP)  # it cannot see that its parent is gone
     ray.kill(split)
     assert psutil.wait_procs(processes, timeout=30)[1] == []
