@@ -106,7 +106,7 @@ def differences(old: str, new: str) -> str:
     """The lines that differ, short; empty when there are none. How long a run may wait for room is not of them."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm="")
     changed = [line[0] + line[1:].strip() for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
-    return "; ".join([line for line in changed if "placement_timeout_s" not in line][:8])
+    return "; ".join([line for line in changed if "queue_timeout_s" not in line][:8])
 
 
 def command(run_dir: Path) -> list[str]:

@@ -1,5 +1,7 @@
 """The resource bundles that a run asks of its cluster. Pure; `plan` counts with them and placement asks for them."""
 
+from collections.abc import Mapping
+
 from cluster.spec import Spec
 
 
@@ -29,6 +31,12 @@ def labels(spec: Spec) -> list[dict[str, str]]:
 def extra_bundle(spec: Spec) -> dict[str, float]:
     """Of a rollout worker beyond rollout.workers.min."""
     return _bundle(spec.cluster.cpus_per_rollout_worker, spec.cluster.gpus_per_rollout_worker)
+
+
+def listed(resources: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
+    """As a message names them: `CPU 1, GPU 2`, with the labels that a node must have."""
+    amounts = [f"{key} {value:g}" for key, value in sorted(resources.items()) if value]
+    return ", ".join(amounts + [f"{key}={value}" for key, value in (labels or {}).items()]) or "nothing"
 
 
 def _bundle(cpus: int, gpus: int) -> dict[str, float]:

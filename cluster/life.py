@@ -29,7 +29,7 @@ class Signs:
     """Decides from what is seen. `limits_s`: longest time without a change, by sign."""
 
     def __init__(self, limits_s: Mapping[str, float]) -> None:
-        self._limits_s = limits_s
+        self.limits_s = dict(limits_s)
         self._seen: dict[str, float] = {}
         self._unchanged_s = dict.fromkeys(limits_s, 0.0)
 
@@ -39,7 +39,7 @@ class Signs:
             same = self._seen.get(sign) == value
             self._unchanged_s[sign] = self._unchanged_s[sign] + min(elapsed_s, LONGEST_LOOK_S) if same else 0.0
             self._seen[sign] = value
-            if self._unchanged_s[sign] > self._limits_s[sign]:
+            if self._unchanged_s[sign] > self.limits_s[sign]:
                 return f"the run's process {sign} for {self._unchanged_s[sign]:.0f} s"
         return ""
 
@@ -48,7 +48,7 @@ class Life:
     """Of the process `pid` that carries out the run in `run_dir`, which was submitted."""
 
     def __init__(self, pid: int, run_dir: Path) -> None:
-        self._run_dir = run_dir
+        self._run_dir, self._begun = run_dir, False
         self._signs = Signs({PROCESSOR: FROZEN_S, JOURNAL: silence_limit_s(run_dir)})
         self._process, self._looked = psutil.Process(pid), time.monotonic()
 
@@ -58,6 +58,9 @@ class Life:
             times = self._process.cpu_times()
         except psutil.Error:
             return ""
+        if not self._begun and (self._run_dir / "spec.yaml").is_file():
+            self._begun = True
+            self._signs.limits_s[JOURNAL] = silence_limit_s(self._run_dir)  # no longer in the queue
         now = time.monotonic()
         elapsed_s, self._looked = now - self._looked, now
         return self._signs.look(elapsed_s, {PROCESSOR: times.user + times.system, JOURNAL: _written(self._run_dir)})
@@ -67,14 +70,18 @@ def silence_limit_s(run_dir: Path) -> float:
     """Longest time without a line in journal or metrics, by the run's spec."""
     begun = run_dir / "spec.yaml"
     try:
-        return longest_silence_s(load_spec(begun if begun.is_file() else run_dir / "inputs" / "spec.yaml").limits)
+        if begun.is_file():
+            return longest_silence_s(load_spec(begun).limits)
+        limits = load_spec(run_dir / "inputs" / "spec.yaml").limits
+        return longest_silence_s(limits) + (limits.queue_timeout_s or 0.0)
     except BadInput:
         return math.inf  # the process ends by it, and says so
 
 
 def longest_silence_s(limits: LimitsSpec) -> float:
-    """A start waits for room and then for actors, an epoch for groups, then the learner, then the publish; whatever
-    goes beyond the half of one limit is journaled. The sum holds wherever these follow without a line between."""
+    """Of a run that has begun. A start waits for actors, an epoch for groups, then the learner, then the publish, and
+    whatever goes beyond the half of one limit is journaled. The sum holds wherever these follow without a line between;
+    a wait for room gives signs of life."""
     return SLACK_S + sum(
         [
             limits.placement_timeout_s, limits.start_timeout_s, limits.rollout_timeout_s, limits.learn_timeout_s,

@@ -28,7 +28,7 @@ def pack(spec: Spec, queue_s: float, code: Sequence[Path], into: Path) -> None:
     that the reward module imports beside itself. Raises BadInput naming the field."""
     packed = spec.model_copy(deep=True)
     packed.cluster.address = "auto"
-    packed.limits.placement_timeout_s = queue_s
+    packed.limits.queue_timeout_s = queue_s
     (into / JOB / "data").mkdir(parents=True)
     _pack_data(packed, into / JOB)
     _check_weights(packed)

@@ -57,7 +57,9 @@ class Cluster:
         c = spec.cluster
         # A drafter's do too, and an engine has one way in.
         both_on_gpus = bool(c.gpus_per_rollout_worker and c.gpus_per_learner_rank)
-        self._nccl = both_on_gpus and c.placement == "disaggregated" and not spec.drafter.learned
+        fixed = spec.rollout.workers.min == spec.rollout.workers.max
+        # Its group is made once: no engine joins it, and none leaves.
+        self._nccl = both_on_gpus and c.placement == "disaggregated" and not spec.drafter.learned and fixed
         self._configs = Configs(spec, model_dir, dtype, head_dir, self._nccl)
         self._handles: list[Any] = []
         self._started = 0
@@ -108,7 +110,7 @@ class Cluster:
         import ray
 
         spec = self._spec
-        self._places.reserve()
+        self._places.reserve(self._run.go_on)
         self._pools = ray.put(pools)
         names = [f"rollout-{i}" for i in range(spec.rollout.workers.min)]
         workers = {name: self.start_worker(name) for name in names}

@@ -4,12 +4,17 @@ Each further group is a demand in Ray's own terms: the autoscaler sees it while 
 on becomes idle when it is removed.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.bundles import bundles, extra_bundle, labels
+from cluster.bundles import bundles, extra_bundle, labels, listed
 from cluster.errors import NoRoom
 from cluster.spec import Spec
+from cluster.waits import on_stall
+
+ALIVE_S = 10.0
+"""Between two signs of life while the cluster has no room."""
 
 
 class Places:
@@ -18,13 +23,22 @@ class Places:
         self._base: Any = None
         self._extra: dict[str, Any] = {}  # by rollout worker
 
-    def reserve(self) -> None:
-        """The bundles that the run cannot start without. Raises NoRoom with what is asked and what is there."""
-        wanted, timeout_s = bundles(self._spec), self._spec.limits.placement_timeout_s
+    def reserve(self, alive: Callable[[], None]) -> None:
+        """The bundles that the run cannot start without; `alive` is called now and then while it waits for them. Raises
+        NoRoom with what is asked and what is there."""
+        wanted, limits = bundles(self._spec), self._spec.limits
+        field = "queue_timeout_s" if limits.queue_timeout_s else "placement_timeout_s"
+        began, timeout_s, told = time.monotonic(), getattr(limits, field), False
         self._base = _placement_group(wanted, labels(self._spec))
-        if not self._base.wait(timeout_s):
-            self.leave()
-            raise NoRoom(_no_room(wanted, labels(self._spec), timeout_s))
+        while not self._base.wait(min(ALIVE_S, timeout_s)):
+            alive()
+            waited_s = time.monotonic() - began
+            if waited_s >= timeout_s:
+                self.leave()
+                raise NoRoom(_no_room(wanted, labels(self._spec), f"limits.{field} = {timeout_s:g}"))
+            if waited_s >= timeout_s / 2 and not told:
+                told = True
+                on_stall.get()("room for the run's bundles", waited_s, timeout_s)
 
     def ask(self, worker: str) -> None:
         """A bundle for a further rollout worker; nobody waits for it."""
@@ -70,7 +84,7 @@ class Places:
         table = ray.util.placement_group_table(group)
         node = table["bundles_to_node_id"].get(index) if table.get("state") == "CREATED" else None
         # The table goes on naming a node that has died until the bundle is placed anew.
-        return node if any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()) else None
+        return node if node and any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()) else None
 
 
 def leaving_nodes() -> dict[str, float]:
@@ -90,7 +104,7 @@ def _placement_group(wanted: Sequence[dict[str, float]], selectors: Sequence[dic
     return ray.util.placement_group(held, strategy="PACK", **chosen)
 
 
-def _no_room(wanted: Sequence[dict[str, float]], selectors: Sequence[dict[str, str]], timeout_s: float) -> str:
+def _no_room(wanted: Sequence[dict[str, float]], selectors: Sequence[dict[str, str]], limit: str) -> str:
     import ray
 
     wanted = [{key: amount for key, amount in bundle.items() if amount} for bundle in wanted]
@@ -98,16 +112,12 @@ def _no_room(wanted: Sequence[dict[str, float]], selectors: Sequence[dict[str, s
     there = {key: ray.cluster_resources().get(key, 0) for key in asked}
     free = {key: ray.available_resources().get(key, 0) for key in asked}
     text = (
-        f"the cluster cannot hold the {len(wanted)} bundles within limits.placement_timeout_s = {timeout_s:g}: "
-        f"asked {_listed(asked)} in bundles of {'; '.join(_listed(b) for b in wanted[:4])}; "
-        f"the cluster has {_listed(there)}, free {_listed(free)}"
+        f"the cluster cannot hold the {len(wanted)} bundles within {limit}: "
+        f"asked {listed(asked)} in bundles of {'; '.join(listed(b) for b in wanted[:4])}; "
+        f"the cluster has {listed(there)}, free {listed(free)}"
     )
     for selector in {tuple(sorted(s.items())): s for s in selectors if s}.values():
         nodes = [n for n in ray.nodes() if n["Alive"] and selector.items() <= n.get("Labels", {}).items()]
         told = ", ".join(f"{key}={value}" for key, value in selector.items())
         text += f"; nodes with the labels {told}: {len(nodes)}"
     return text
-
-
-def _listed(resources: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:g}" for key, value in sorted(resources.items())) or "nothing"

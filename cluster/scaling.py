@@ -93,15 +93,17 @@ class Roster:
 
     def changes(self) -> tuple[list[str], list[str]]:
         """Further workers, wanted from now on, and those that are not needed any more: of those that stay, there are to
-        be as many as there is use for, also where one is about to leave with its node."""
+        be as many as there is use for, also where one is about to leave with its node. Those go first that do not work
+        yet, then the newest."""
         if self._fixed:
             return [], []
         retired = set(self._fleet.names("retired"))
         here = sorted((self._fleet.members.keys() | self.wanted) - retired, key=by_number)
         further = [f"rollout-{next(self._numbers)}" for _ in range(self._size - len(here))]
         self.wanted.update(further)
-        spare = [name for name in here if name not in self._base]
-        return further, spare[len(spare) - max(len(here) - self._size, 0) :]
+        serving = set(self._fleet.serving)
+        spare = sorted((name for name in reversed(here) if name not in self._base), key=serving.__contains__)
+        return further, spare[: max(len(here) - self._size, 0)]
 
     def leave(self, nodes: Mapping[str, str | None], leaving: Mapping[str, float]) -> list[str]:
         """Of workers, given with their nodes, those that get no more work because their node is about to go, at a time

@@ -65,7 +65,9 @@ class ClusterSpec(Section):
 
 class LimitsSpec(Section):
     placement_timeout_s: float = Field(default=60, gt=0, le=LONGEST_WAIT_S)
-    """Longest wait for the cluster to hold the bundles."""
+    """Longest wait for the cluster to hold the bundles of the run, or that of a lost worker."""
+    queue_timeout_s: float | None = Field(default=None, gt=0, le=LONGEST_WAIT_S)
+    """Takes the place of `placement_timeout_s` when the run starts, or starts anew; `tailrace submit` sets it."""
     start_timeout_s: float = Field(default=300, gt=0, le=LONGEST_WAIT_S)
     """Longest wait for engines and learner ranks to be ready."""
     rollout_timeout_s: float = Field(default=600, gt=0, le=LONGEST_WAIT_S)

@@ -13,6 +13,7 @@ from cluster.rollouts import Rollouts
 from cluster.sinks import Sinks
 from cluster.spec import Spec
 from cluster.summary import Counters
+from cluster.workers import Workers
 from trainer.evaluation import summarize, with_language_loss
 from trainer.schedule import learning_rate
 from trainer.solutions import References, count_solutions, sft_steps
@@ -46,6 +47,7 @@ class RecipeStages:
     pools: Pools
     display: Display
     counters: Counters
+    workers: Workers
     stage_index: int
     stage_done: int
     begun: bool
@@ -140,7 +142,8 @@ class RecipeStages:
                 self.run.journal("update_dropped", stage=self.stage_index, steps=figures["dropped"])
                 self._check_dropped(f"the last was step {figures['dropped'][-1]} of the {stage.stage} stage")
             self.display.advance(self.stage_done, loss=figures.get("loss"))
-            if self.stage_done - since >= every and self.stage_done < total:
+            due = self.stage_done - since >= every or self.workers.take_notice()
+            if due and self.stage_done < total:
                 since = self.stage_done
                 self._checkpoint()
         for mark in marks:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from cluster.bundles import extra_bundle, listed
 from cluster.errors import ActorLost, RunFailed
 from cluster.fleet import Fleet
 from cluster.placement import Actors
@@ -34,14 +35,15 @@ class Workers:
         self._cores, self._crew = actors.cores, actors.crew
         self._limits, self._journal, self._tell = spec.limits, journal, tell
         self.fleet = Fleet(spec.limits.worker_timeout_s, spec.limits.worker_restarts)
-        self._looked = now = time.monotonic()
+        self._looked = self._listened = now = time.monotonic()
         workers, fixed = spec.rollout.workers, spec.run.deterministic
         scale = Scale(workers.min, workers.max, spec.rollout.max_running_requests)
         self._roster = Roster(self.fleet, scale, list(self.handles), fixed, now)
         self._coming: dict[str, tuple[Any, Any]] = {}  # handle, and reference of its `ready`
-        self._noticed: set[str] = set()  # nodes that were told to go since somebody asked, and those known before
-        self._known: set[str] = set()
+        self._known: set[str] = set()  # nodes that were told to go
         self._lost: list[str] = []
+        self._asked = listed(extra_bundle(spec), spec.cluster.worker_labels)
+        self._told: set[str] = set()  # waits of which half is over
         for name in self.handles:
             self.fleet.starts(name, now)
             self.fleet.ready(name, now)
@@ -141,28 +143,40 @@ class Workers:
 
     def take_notice(self) -> bool:
         """Whether a node with a learner rank was told to go since this was last asked: time for a checkpoint."""
-        told, self._noticed = self._noticed - self._known, set()
+        now = time.monotonic()
+        if self._crew is None or now - self._listened < NODES_S:
+            return False
+        self._listened = now
+        told = self._crew.leaving_nodes().keys() - self._known
         self._known |= told
         return bool(told) and bool(told & self._crew.rank_nodes())
 
     def tick(self) -> None:
         """Start workers for which there is a place, and take in those that have become ready: they are stale then.
         Raises ActorLost when there is no place for what the run cannot do without."""
-        if self._crew is None:
-            return
+        if self._crew is None or not self._crew.replaces:
+            return  # what there is, is all that there can be
         now = time.monotonic()
         if now - self._looked >= (PLACES_S if self._roster.wanted else NODES_S):
             self._looked = now
             leaving = self._crew.leaving_nodes()
             self._leave(leaving)
             self._resize()
-            self._noticed |= leaving.keys()
             self._start(leaving, now)
         self._take_ready(now)
-        limit = self._limits.placement_timeout_s
-        if self._roster.stuck_s(bool(self._coming), now) > limit:
-            names = ", ".join(self._roster.missing)
-            raise ActorLost(f"no place for {names} within limits.placement_timeout_s = {limit:g} s")
+        stuck_s, limit = self._roster.stuck_s(bool(self._coming), now), self._limits.placement_timeout_s
+        what = f"a place for {', '.join(self._roster.missing)}, each {self._asked}"
+        if stuck_s > limit:
+            raise ActorLost(f"waited limits.placement_timeout_s = {limit:g} s for {what}")
+        self._tell_of("place", what, stuck_s, limit)
+
+    def _tell_of(self, key: str, what: str, waited_s: float, limit_s: float) -> None:
+        """Once when half of a limit is over."""
+        if waited_s <= limit_s / 2:
+            self._told.discard(key)
+        elif key not in self._told:
+            self._told.add(key)
+            on_stall.get()(what, waited_s, limit_s)
 
     def refitted(self, names: Sequence[str], version: int) -> None:
         """These were given the weights of this version, and are in service with them."""
@@ -193,7 +207,9 @@ class Workers:
                 self.fleet.ready(name, now)
         limit = self._limits.start_timeout_s
         for name in list(self._coming):
-            if now - self.fleet.members[name].heard > limit:
+            waited_s = now - self.fleet.members[name].heard
+            self._tell_of(name, f"{name}, to be ready", waited_s, limit)
+            if waited_s > limit:
                 self.lose(name, f"not ready within limits.start_timeout_s = {limit:g} s")
 
     # More workers, and fewer.

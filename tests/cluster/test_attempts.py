@@ -84,7 +84,7 @@ def test_a_run_that_was_not_submitted_is_left_alone(job, tmp_path):
 
 
 def test_a_longer_wait_for_room_is_not_another_spec():
-    old, new = (f"a: 1\nlimits:\n  placement_timeout_s: {seconds}\n" for seconds in (60, 900))
+    old, new = (f"a: 1\nlimits:\n  queue_timeout_s: {seconds}\n" for seconds in (60, 900))
     assert differences(old, new) == ""
 
 

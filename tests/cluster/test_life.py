@@ -49,8 +49,8 @@ def test_time_in_which_nobody_looked_does_not_count():
 
 
 def test_all_waits_of_a_run_in_a_row_are_not_silence():
-    limits = LimitsSpec(placement_timeout_s=86400, rollout_timeout_s=100)
-    assert longest_silence_s(limits) == SLACK_S + 86400 + 300 + 100 + 600 + 300 + 120
+    limits = LimitsSpec(placement_timeout_s=50, rollout_timeout_s=100, queue_timeout_s=86400)
+    assert longest_silence_s(limits) == SLACK_S + 50 + 300 + 100 + 600 + 300 + 120
 
 
 def test_the_limit_is_that_of_the_run_or_of_what_it_begins_with(tmp_path: Path):
@@ -60,6 +60,18 @@ def test_the_limit_is_that_of_the_run_or_of_what_it_begins_with(tmp_path: Path):
         spec = small() | {"limits": {"placement_timeout_s": seconds}}
         (place / "spec.yaml").write_text(yaml.safe_dump(spec))
         assert silence_limit_s(tmp_path) == longest_silence_s(LimitsSpec(placement_timeout_s=seconds))
+
+
+def test_time_in_the_queue_is_no_silence_until_the_run_has_begun(tmp_path: Path):
+    (tmp_path / "inputs").mkdir()
+    text = yaml.safe_dump(small() | {"limits": {"queue_timeout_s": 86400}})
+    (tmp_path / "inputs" / "spec.yaml").write_text(text)
+    life = Life(os.getpid(), tmp_path)
+    assert not life.hung()
+    assert life._signs.limits_s[JOURNAL] == longest_silence_s(LimitsSpec()) + 86400
+    (tmp_path / "spec.yaml").write_text(text)
+    assert not life.hung()
+    assert life._signs.limits_s[JOURNAL] == longest_silence_s(LimitsSpec())
 
 
 def test_a_process_that_has_ended_has_not_hung(tmp_path):

@@ -33,9 +33,9 @@ def test_the_packed_spec_differs_only_in_where_things_are(tmp_path, into):
     packed = Path(there.task.sources[0].path)
     assert packed.read_bytes() == (tmp_path / "sums.jsonl").read_bytes()
     assert packed.stem == "sums", "the family's name"
-    assert (there.cluster.address, there.limits.placement_timeout_s) == ("auto", 500.0)
+    assert (there.cluster.address, there.limits.queue_timeout_s) == ("auto", 500.0)
     there.task.sources[0].path, there.cluster.address = spec.task.sources[0].path, None
-    there.limits.placement_timeout_s = spec.limits.placement_timeout_s
+    there.limits.queue_timeout_s = None
     assert there == spec
 
 

@@ -48,7 +48,7 @@ def test_further_workers_are_named_once_and_those_of_the_beginning_are_never_spa
     roster.starts("rollout-1")
     serves(fleet, "rollout-1")
     roster.pause()
-    assert roster.changes() == ([], ["rollout-1", "rollout-2"])
+    assert roster.changes() == ([], ["rollout-2", "rollout-1"])
 
 
 def test_of_more_than_ten_workers_the_newest_go_first():
@@ -59,7 +59,20 @@ def test_of_more_than_ten_workers_the_newest_go_first():
         serves(fleet, name)
     for _ in range(PATIENCE_PHASES):
         roster.phase(100)
-    assert roster.changes() == ([], ["rollout-10", "rollout-11"])
+    assert roster.changes() == ([], ["rollout-11", "rollout-10"])
+
+
+def test_one_without_a_process_goes_before_one_that_works():
+    fleet, roster = world(1, 3)
+    roster.phase(30)
+    for name in roster.changes()[0]:
+        roster.starts(name)
+        serves(fleet, name)
+    fleet.lost("rollout-1", 1)
+    roster.want("rollout-1", 1)
+    for _ in range(PATIENCE_PHASES):
+        roster.phase(20)
+    assert roster.changes() == ([], ["rollout-1"])
 
 
 def test_a_fixed_number_of_workers_is_never_changed():

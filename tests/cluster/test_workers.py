@@ -1,6 +1,7 @@
 """What is done about workers that are lost, too few, too many, or on a node that leaves, with a hand-written crew."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,14 +102,22 @@ def test_each_loss_counts_when_it_happens_and_one_too_many_fails_the_run(world):
         workers.lose("rollout-1", "died")
 
 
-def test_who_has_no_place_for_longer_than_the_limit_takes_a_run_back_that_cannot_do_without(world):
+def test_who_has_no_place_for_longer_than_the_limit_takes_a_run_back_that_cannot_do_without(world, monkeypatch):
     workers, crew, _ = world(1, 1, placement_timeout_s=0.2)
     away(crew, "rollout-0")
     time.sleep(0.3)  # somebody waited for long before the loss was seen
     workers.lose("rollout-0", "its node died")
     workers.tick()
-    time.sleep(0.3)
-    with pytest.raises(ActorLost, match=r"no place for rollout-0 within limits.placement_timeout_s = 0.2 s"):
+    told: list[tuple] = []
+    monkeypatch.setattr(cluster.workers, "on_stall", SimpleNamespace(get=lambda: lambda *stall: told.append(stall)))
+    time.sleep(0.15)
+    workers.tick()
+    workers.tick()
+    assert [(what, limit_s) for what, _, limit_s in told] == [("a place for rollout-0, each CPU 1", 0.2)], "once"
+    time.sleep(0.15)
+    with pytest.raises(
+        ActorLost, match=r"waited limits.placement_timeout_s = 0.2 s for a place for rollout-0, each CPU 1"
+    ):
         workers.tick()
 
 
@@ -120,7 +129,7 @@ def test_workers_are_asked_for_as_a_phase_needs_them_and_go_when_nothing_is_samp
     assert crew.asked == ["rollout-1", "rollout-2"], "once"
     workers.pause()
     assert crew.asked == []
-    assert named(events, "worker_retired") == ["rollout-1", "rollout-2"]
+    assert named(events, "worker_retired") == ["rollout-2", "rollout-1"]
     assert workers.serving == ["rollout-0"]
 
 
@@ -160,6 +169,17 @@ def test_a_deadline_holds_also_when_the_notice_is_heard_no_more(world):
     assert named(events, "worker_lost") == ["rollout-1"]
 
 
+def test_a_group_of_engines_that_takes_in_no_new_one_loses_none_to_a_notice(world):
+    workers, crew, events = world(2, 2)
+    crew.replaces = False
+    crew.leaving = {"node-rollout-1": time.time() + 600}
+    workers.tick()
+    assert workers.serving == ["rollout-0", "rollout-1"]
+    assert not events
+    with pytest.raises(ActorLost, match="rollout-1 is lost: died"):
+        workers.lose("rollout-1", "died")
+
+
 def test_a_notice_for_a_node_of_the_learner_is_told_once(world):
     workers, crew, _ = world(2, 2)
     crew.leaving = {"node-rollout-1": time.time() + 600}
@@ -191,6 +211,6 @@ def test_a_deterministic_run_whose_worker_must_leave_goes_back_instead_of_waitin
     def stop() -> None:
         assert time.monotonic() < deadline, "waited without end"
 
-    with pytest.raises(ActorLost, match="no place for rollout-1"):
+    with pytest.raises(ActorLost, match="for a place for rollout-1"):
         Publishing(workers, True, stop)._serve_current_weights()
     assert crew.ended == ["handle-rollout-1"]
