@@ -43,6 +43,8 @@ LIMITS = {
     "rollout_timeout_s": 60, "learn_timeout_s": 15, "publish_timeout_s": 60, "start_timeout_s": 200,
     "worker_timeout_s": 10, "worker_restarts": 40, "group_attempts": 20, "restarts": 20,
 }  # fmt: skip
+RECOVERY_S = 30
+"""From the loss of a rollout worker to its return, on two cores that do nothing else."""
 VOLATILE = ("time", "bubbles", "speculation", "workers", "actors")
 """Of a row of metrics: measured seconds and bytes."""
 
@@ -163,6 +165,7 @@ def test_a_run_outlives_a_blow_in_each_of_its_phases(spec_data, tmp_path, monkey
     summary = survives(data, tmp_path, monkeypatch, undisturbed("undisturbed", data), blows)
     if kind == "RolloutWorker":
         assert (summary["workers"]["lost"], summary["restarts"]) == (len(PHASES), 0)
+        assert summary["workers"]["longest_absence_s"] < RECOVERY_S
     else:
         assert (summary["workers"]["lost"], summary["restarts"]) == (0, len(PHASES))
 
@@ -178,6 +181,7 @@ def test_a_run_outlives_the_processes_of_an_engine(spec_data, tmp_path, monkeypa
     blows = [("Engine", number, phase) for phase in PHASES]
     summary = survives(data, tmp_path, monkeypatch, undisturbed("tensor-parallel", data), blows)
     assert (summary["workers"]["lost"], summary["restarts"]) == (len(blows), 0)
+    assert summary["workers"]["longest_absence_s"] < RECOVERY_S
 
 
 @pytest.mark.chaos
