@@ -1,6 +1,7 @@
 """What the actors say of themselves, gathered for the metrics endpoint and for the row of an epoch.
 
-Nobody waits for it: actors are asked while the learner works, and their answers are there when the epoch is recorded.
+Hardly anybody waits for it: actors are asked while the learner works, and their answers are there, or nearly, when the
+epoch is recorded.
 In a long rollout phase workers are asked every ten seconds, so that the endpoint shows the engines as they are; where
 epochs take less than two seconds, only once in two, or the questions would cost a share of the time. An actor that is
 dead or does not answer says nothing; whoever needs it will find out.
@@ -49,7 +50,8 @@ class Watch:
         self._open: dict[Any, _Question] = {}  # by the reference of the answer
         self._gathered: dict[str, dict[str, Any]] = {kind: {} for kind in ANSWERS}  # since they were last taken
         self._epoch: dict[str, WorkerFigures] = {}  # what `workers` gave
-        self._asked_at = time.monotonic()
+        self._asked_at = time.monotonic() - ASK_AT_MOST_EVERY_S
+        self._last = False
 
     def look(self) -> None:
         """A rollout phase goes on."""
@@ -62,6 +64,7 @@ class Watch:
         """An update has begun, perhaps the `last` of a stage. Workers answer at once, learner ranks when it is done."""
         if not last and not self._every_epoch and time.monotonic() - self._asked_at < ASK_AT_MOST_EVERY_S:
             return
+        self._last = last
         self._ask_workers(set())
         for i, rank in enumerate(self._actors.ranks):
             self._ask("learner", str(i), rank)
@@ -81,8 +84,9 @@ class Watch:
 
     def row(self) -> dict[str, Any]:
         """As it stands in metrics.jsonl, by kind, figure and name: the workers' of the newest call of `workers`, and of
-        the others what is there; what comes later stands in the next row."""
-        self._take_in(list(self._open), 0.0)
+        the others what is there; what comes later stands in the next row, so that of the last epoch is waited for."""
+        self._take_in(list(self._open), ANSWER_S if self._last else 0.0)
+        self._last = False
         return {
             "workers": _columns(self._epoch),
             "learner": _columns(self._taken("learner")),

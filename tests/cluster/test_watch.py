@@ -90,15 +90,19 @@ def test_within_a_long_phase_workers_are_asked_now_and_then_and_the_row_has_the_
     assert watch.workers()["rollout-0"].steps == 4, "starts afresh"
 
 
-def test_in_short_epochs_nobody_is_asked_again_but_in_the_last(world, monkeypatch):
-    actors, watch, _ = world
+def test_in_short_epochs_actors_are_asked_in_the_first_and_the_last_and_now_and_then(world, monkeypatch):
+    actors, _, metrics = world
     monkeypatch.setattr(module, "ASK_AT_MOST_EVERY_S", 3600)
+    watch = Watch(actors, metrics)
     watch.ask(last=False)
-    assert (watch.workers(), watch.row()["workers"]) == ({}, {})
+    assert watch.workers()["rollout-0"].steps == 4, "the first one"
+    watch.ask(last=False)
+    assert watch.workers() == {}
     watch.ask(last=True)
-    assert watch.row()["workers"] == {}, "nobody has taken it yet"
     assert watch.workers()["rollout-0"].steps == 4
-    assert watch.row()["workers"]["steps"] == {"rollout-0": 4, "rollout-1": 4}
+    row = watch.row()
+    assert row["workers"]["steps"] == {"rollout-0": 4, "rollout-1": 4}
+    assert row["learner"]["tokens"]["0"] == 140, "of the last epoch it is waited for"
     deciding = Watch(actors, every_epoch=True)
     deciding.ask(last=False)
     assert deciding.workers()["rollout-0"].steps == 4
@@ -122,6 +126,7 @@ def test_a_dead_worker_says_nothing_and_one_that_left_is_shown_no_more(world):
     actors.ranks.append(rank)
     watch.ask(last=True)
     assert watch.workers().keys() == {"rollout-0", "rollout-1", "rollout-2"}
+    assert watch.row()["learner"]["tokens"] == {"0": 70, "1": 80}
     ray.kill(worker)
     ray.kill(rank)
     watch.ask(last=True)

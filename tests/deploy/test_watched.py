@@ -19,10 +19,11 @@ from scraping import asked, free_port, prometheus, running
 
 DEADLINE_S = 150
 SHOWN_BY = {
-    "speculating": {"Acceptance", "Acceptance by position", "Draft length by load"},
+    "speculating": {"Acceptance", "Acceptance by position", "Draft length by load", "Tokens per second"},
     "tokens": {"Tokens spent"},
 }
-"""Panels of what not every run does, by the run that does it."""
+"""Panels of what not every run does, by the run that does it. All epochs of the first are over in two seconds, in which
+learner ranks are asked twice: too seldom for a rate."""
 MAY_BE_0 = {
     "Answers owed", "Idle time harvested", "Losses and stalls", "Preemptions", "Prefix cache hits",
     "Requests in the engine", "Restarts", "Speculation switched off", "Updates dropped and skipped",
