@@ -322,8 +322,8 @@ def _prepare_environment(threads: int, cores: list[int], processes: int) -> None
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if threads:
-        share = threads // processes
-        shares = [cores[i : i + share] for i in range(0, len(cores), share)]
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, each)) for each in shares) or "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(share)
+        each = len(cores) // processes
+        shares = [",".join(map(str, cores[i * each : (i + 1) * each])) for i in range(processes)]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(shares) if each else "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(threads // processes)
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"

@@ -65,7 +65,13 @@ def test_a_container_with_less_than_its_cores_pins_nothing(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("cores", "processes", "bound", "each"),
-    [([3, 5], 1, "3,5", "2"), ([], 1, "nobind", "2"), ([3, 5], 2, "3|5", "1"), ([], 2, "nobind", "1")],
+    [
+        ([3, 5], 1, "3,5", "2"),
+        ([], 1, "nobind", "2"),
+        ([3, 5], 2, "3|5", "1"),
+        ([], 2, "nobind", "1"),
+        ([3], 2, "nobind", "1"),
+    ],
 )
 def test_an_engine_has_its_threads_whether_they_are_pinned_or_not(cores, processes, bound, each, monkeypatch):
     for name in ("VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS", "VLLM_CPU_NUM_OF_RESERVED_CPU"):

@@ -14,7 +14,7 @@ from cluster.checkpoint import RunDirectory
 from cluster.display import make_display
 from cluster.jobs import describe
 from cluster.launch import _logged_to
-from cluster.redact import HIDDEN, redacted, text
+from cluster.redact import HIDDEN, copy, redacted, text
 from cluster.report import write_report
 from cluster.spec import dump_spec, parse_spec
 
@@ -108,12 +108,34 @@ def test_values_of_keys_that_name_a_secret_are_hidden(key):
         "DB_PASSWORD=s3cr3t python",
         '{"api_key": "s3cr3t"}',
         "the token hf_s3cr3ts3cr3ts3cr3t was refused",
+        "AWS_SECRET_ACCESS_KEY=s3cr3t/x",
+        "private_key: s3cr3t",
+        "OPENAI_KEY = 's3cr3t'",
+        "Authorization: Token s3cr3t s3cr3t",
+        "Set-Cookie: session=s3cr3t; path=/s3cr3t",
+        "psql --password s3cr3t",
+        "AccountName=a;AccountKey=s3cr3t;",
     ],
 )
 def test_secrets_inside_texts_are_hidden(said):
     assert "s3cr3t" in said
     assert "s3cr3t" not in text(said)
     assert "s3cr3t" not in str(redacted([{"why": [said], said: 1}]))
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["next token: 17", "max_new_token: 5", "sort_key: name", "--max-token 5", "tokens per second: 9.5", "key: 1"],
+)
+def test_what_only_sounds_like_a_secret_stays(said):
+    assert text(said) == said
+
+
+def test_no_line_of_a_secret_of_several_gets_into_a_copy_of_a_log(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGNING_KEY", "-----BEGIN KEY-----\nline-of-key-1\nline-of-key-2\n-----END KEY-----")
+    (tmp_path / "log").write_text("it is\nline-of-key-1\nand\nline-of-key-2\n")
+    copy(tmp_path / "log", tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == f"it is\n{HIDDEN}\nand\n{HIDDEN}\n"
 
 
 def test_a_spec_without_secrets_stays_as_it_is():
