@@ -33,8 +33,8 @@ class RolloutSpec(BaseModel):
     max_running_requests: int = Field(default=256, ge=1, le=65536)
     """Responses that one engine decodes together (vLLM max_num_seqs)."""
     tensor_parallel: int | None = Field(default=None, ge=1, le=1024)
-    """Processes that one engine shares its model out to: on GPUs as many as `cluster.gpus_per_rollout_worker`, on CPUs 1
-    where nothing is given, each with its share of `cluster.cpus_per_rollout_worker`."""
+    """Processes that one engine shares its model out to: on GPUs as many as `cluster.gpus_per_rollout_worker`, on CPUs
+    1 where nothing is given, each with its share of `cluster.cpus_per_rollout_worker`."""
     kv_cache_gib: float = Field(default=0.25, gt=0, le=65536)
     """Key-value cache of one engine on CPU, in GiB. On GPU `gpu_memory_fraction` decides."""
     gpu_memory_fraction: float = Field(default=0.6, gt=0, lt=1)

@@ -20,7 +20,7 @@ from cluster.display import Display
 from cluster.driver import Driver
 from cluster.errors import ActorLost, NoRoom
 from cluster.heads import prepare_head
-from cluster.metrics import Metrics
+from cluster.metrics import Metrics, announced
 from cluster.placement import Cluster
 from cluster.remarks import objective_remarks
 from cluster.sinks import Sinks, check_sinks
@@ -95,7 +95,11 @@ def _refuse_foreign(run: RunDirectory, spec: Spec) -> None:
 
 def _carry_out(spec: Spec, run: RunDirectory, display: Display, began: float) -> dict[str, Any]:
     prepared = Prepared(spec, run)
-    with _logged_to(run.logs / "driver.log"), contextlib.closing(_metrics(spec)) as metrics:
+    with (
+        _logged_to(run.logs / "driver.log"),
+        contextlib.closing(_metrics(spec)) as metrics,
+        announced(spec.run.name, metrics.url),
+    ):
         display.note(f"metrics at {metrics.url}")
         for remark in objective_remarks(spec):
             display.note(remark)

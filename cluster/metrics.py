@@ -5,9 +5,14 @@ state of the workers is looked up whenever somebody asks.
 Gauges state the newest epoch; counters start at zero in every process, a resumed run included, as Prometheus expects.
 """
 
+import json
+import os
 from collections import Counter as Tally
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -16,6 +21,7 @@ from prometheus_client.registry import Collector
 from allocator.spec import AllocatorSpec
 from cluster.endpoint import LOOPBACK, Endpoint
 from cluster.fleet import Fleet, State
+from cluster.lines import write_atomically, writing
 from cluster.metric_names import METRICS, Metric
 
 _OF_FLEET = {m.name: m for m in METRICS if m.name in ("tailrace_workers", "tailrace_workers_lost_total")}
@@ -124,6 +130,26 @@ class _FleetNow(Collector):
             by_state.add_metric([state], found[state])
         yield by_state
         yield CounterMetricFamily(lost.name, lost.help, losses + (fleet.losses if fleet else 0))
+
+
+@contextmanager
+def announced(run: str, url: str) -> Iterator[None]:
+    """Where the environment's TAILRACE_TARGETS names a directory, Prometheus finds this run in it (`file_sd_configs`)
+    for as long as the block lasts; of a run that fails the entry stays, and an alert says so. Raises RunFailed when
+    the directory cannot be written to."""
+    directory = os.environ.get("TAILRACE_TARGETS")
+    if not directory:
+        yield
+        return
+    path = Path(directory) / f"{run}.json"
+    with writing(path):
+        write_atomically(path, json.dumps([{"targets": [urlsplit(url).netloc], "labels": {"run": run}}]))
+    try:
+        yield
+    except KeyboardInterrupt:
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
 
 
 def _part(row: Mapping[str, Any], path: str) -> Any:

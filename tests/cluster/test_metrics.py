@@ -1,6 +1,7 @@
 """The endpoint serves what the rows say, under the documented names."""
 
 import contextlib
+import json
 import re
 import socket
 import urllib.error
@@ -14,9 +15,10 @@ from small_spec import small
 
 from actors.figures import WorkerFigures
 from allocator import AllocatorSpec
+from cluster.errors import RunFailed
 from cluster.fleet import Fleet, State
 from cluster.launch import _metrics
-from cluster.metrics import METRICS, Metrics, table
+from cluster.metrics import METRICS, Metrics, announced, table
 from cluster.spec import parse_spec
 from trainer.types import BadInput
 
@@ -304,3 +306,23 @@ def test_a_host_that_is_not_this_machine_is_bad_input_by_its_field(host):
 def test_a_host_that_cannot_be_one_is_refused(host):
     with pytest.raises(BadInput, match=r"cluster\.metrics_host"):
         parse_spec(small() | {"cluster": {"metrics_host": host}}, "small")
+
+
+def test_prometheus_is_told_of_a_run_until_it_ends_and_of_one_that_failed_until_it_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAILRACE_TARGETS", str(tmp_path))
+    entry = tmp_path / "a.json"
+    with pytest.raises(RunFailed, match="no more"), announced("a", "http://127.0.0.1:9108/metrics"):
+        raise RunFailed("no more")
+    assert json.loads(entry.read_text()) == [{"targets": ["127.0.0.1:9108"], "labels": {"run": "a"}}]
+    with announced("a", "http://[::1]:9109/metrics"):
+        assert json.loads(entry.read_text())[0]["targets"] == ["[::1]:9109"]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt), announced("a", "http://[::1]:9109/metrics"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("TAILRACE_TARGETS", str(tmp_path / "missing"))
+    with (
+        pytest.raises(RunFailed, match=r"missing/a.json: cannot be written"),
+        announced("a", "http://[::1]:9109/metrics"),
+    ):
+        pass
