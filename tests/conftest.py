@@ -59,6 +59,7 @@ def carried_out(ray_cluster, watcher, tmp_path_factory):
 
     def carry_out(name: str, data: dict) -> RunDirectory:
         data["cluster"]["address"] = ray_cluster
+        data["run"]["name"] = name
         run = RunDirectory(tmp_path_factory.mktemp("runs") / name)
         with watcher.watching(name) as display:
             train(parse_spec(data, "test"), run.path, display)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import re
 import shutil
 import socket
 import subprocess
@@ -16,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import pytest
 
 from cluster.display import Display
 
@@ -45,24 +43,18 @@ def running(command: list[str], log: Path, env: dict[str, str] | None = None) ->
 
 @contextmanager
 def prometheus(folder: Path, dashboard_port: int = 1) -> Iterator[str]:
-    """The server; gives its address. Which runs there are stands in `folder`/runs.yml."""
+    """The server; gives its address. Runs tell of themselves in `folder`/targets."""
     shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
     config = (folder / "prometheus.yml").read_text().replace(":8265", f":{dashboard_port}")
     config = config.replace("refresh_interval: 15s", "refresh_interval: 1s").replace("15s", f"{EVERY_MS}ms")
+    config = config.replace("/var/lib/tailrace/targets", f"{folder}/targets")
     (folder / "prometheus.yml").write_text(config)
     (folder / "auth_token").touch()
-    name_runs(folder, {})
+    (folder / "targets").mkdir()
     address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with running([*command, f"--web.listen-address={address}"], folder / "log"):
         yield f"http://{address}"
-
-
-def name_runs(folder: Path, runs: dict[str, str]) -> None:
-    """Tell Prometheus the addresses of all runs, as an operator does."""
-    targets = [{"targets": [address], "labels": {"run": run}} for run, address in runs.items()]
-    (folder / "runs.new").write_text(yaml.safe_dump(targets))
-    os.replace(folder / "runs.new", folder / "runs.yml")
 
 
 def asked(server: str | None, path: str, **parameters: Any) -> list:
@@ -83,24 +75,20 @@ class Watcher:
     def __init__(self, folder: Path, server: str | None) -> None:
         """`server`: its address; None where there is none, and runs go unwatched."""
         self._folder, self._server = folder, server
-        self._live: dict[str, str] = {}
         self._spans: dict[str, tuple[float, float]] = {}
 
     @contextmanager
     def watching(self, run: str) -> Iterator[Display]:
-        """To be given to the run: its endpoint is scraped from the moment that the display is told of it."""
+        """To be given to the run, which is scraped from the moment that it tells of itself."""
         if self._server is None:
             yield Display(run)
             return
         began = time.time()
-        yield _Watched(run, self)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TAILRACE_TARGETS", str(self._folder / "targets"))
+            yield _Watched(run, self)
         self._spans[run] = began, time.time()
-        del self._live[run]
-        name_runs(self._folder, self._live)
-
-    def begins(self, run: str, address: str) -> None:
-        self._live[run] = address
-        name_runs(self._folder, self._live)
+        assert not list((self._folder / "targets").iterdir()), "a run that has ended is no target"
 
     def await_scrape(self, run: str) -> bool:
         """Whether what the run shows now has been scraped before the deadline."""
@@ -120,17 +108,13 @@ class Watcher:
 
 
 class _Watched(Display):
-    """Passes on where the metrics are served. An epoch of the small runs takes a tenth of a second: so that each is
-    scraped, as those of a run of practical size are, the next one waits for that."""
+    """An epoch of the small runs takes a tenth of a second: so that each is scraped, as those of a run of practical size
+    are, the next one waits for that."""
 
     def __init__(self, run: str, watcher: Watcher) -> None:
         super().__init__(run)
         self._watcher = watcher
         self._seen = True  # so far; a scraper that is late once is waited for no more
-
-    def note(self, text: str) -> None:
-        if found := re.fullmatch(r"metrics at http://(\S+)/metrics", text):
-            self._watcher.begins(self.name, found[1])
 
     def advance(self, done: int, **figures: float) -> None:
         super().advance(done, **figures)
