@@ -108,8 +108,8 @@ class Watcher:
 
 
 class _Watched(Display):
-    """An epoch of the small runs takes a tenth of a second: so that each is scraped, as those of a run of practical size
-    are, the next one waits for that."""
+    """An epoch of the small runs takes a tenth of a second: so that each is scraped, as those of a run of practical
+    size are, the next one waits for that."""
 
     def __init__(self, run: str, watcher: Watcher) -> None:
         super().__init__(run)

@@ -166,15 +166,21 @@ def test_an_exported_policy_is_evaluated_as_in_its_run_and_beside_another_model(
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_killed_in_every_phase_and_resumed_equals_uninterrupted(finished, ray_cluster, tmp_path, small):
-    """SIGKILL in the middle of a rollout phase, of an update, a publish and a checkpoint, one after another."""
+    """SIGKILL to the driver, in one phase after another."""
     spec_file, run_dir = tmp_path / "small.yaml", tmp_path / "killed"
     small["cluster"]["address"] = ray_cluster
     spec_file.write_text(yaml.safe_dump(small))
     resumed = ["resume", str(run_dir)]
-    decide = "allocator: decide"
+    teach, decide = "learner: teach", "allocator: decide"
     kills = [
-        (decide, "workers: collect", 1, ["train", str(spec_file), "--run-dir", str(run_dir)]),
+        (teach, teach, 2, ["train", str(spec_file), "--run-dir", str(run_dir)]),
+        (teach, "workers: collect", 1, resumed),
+        (decide, decide, 2, resumed),
+        (decide, "workers: submit", 1, resumed),
+        (decide, "workers: collect", 1, resumed),
+        (decide, "allocator: observe", 1, resumed),
         (decide, "learner: update", 2, resumed),
         (decide, "weights of version", 2, resumed),
         (decide, "learner: save", 1, resumed),
