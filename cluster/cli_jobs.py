@@ -44,11 +44,7 @@ def submit(
     retries: Annotated[int, typer.Option(min=0, help="Attempts after a crash, each from the newest checkpoint.")] = 3,
     queue_s: Annotated[
         float,
-        typer.Option(
-            min=1,
-            max=604800,
-            help="Longest wait for room at a start (limits.queue_timeout_s).",
-        ),
+        typer.Option(min=1, max=604800, help="Longest wait for room at a start (limits.queue_timeout_s)."),
     ] = 86400,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print the log until the run ends.")] = False,
     as_json: AsJson = False,

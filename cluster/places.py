@@ -28,9 +28,9 @@ class Places:
         NoRoom with what is asked and what is there."""
         wanted, limits = bundles(self._spec), self._spec.limits
         field = "queue_timeout_s" if limits.queue_timeout_s else "placement_timeout_s"
-        began, timeout_s, told = time.monotonic(), getattr(limits, field), False
+        began, timeout_s, waited_s, told = time.monotonic(), getattr(limits, field), 0.0, False
         self._base = _placement_group(wanted, labels(self._spec))
-        while not self._base.wait(min(ALIVE_S, timeout_s)):
+        while not self._base.wait(min(ALIVE_S, timeout_s - waited_s)):
             alive()
             waited_s = time.monotonic() - began
             if waited_s >= timeout_s:

@@ -1,10 +1,9 @@
 """What the actors say of themselves, gathered for the metrics endpoint and for the row of an epoch.
 
 Hardly anybody waits for it: actors are asked while the learner works, and their answers are there, or nearly, when the
-epoch is recorded.
-In a long rollout phase workers are asked every ten seconds, so that the endpoint shows the engines as they are; where
-epochs take less than two seconds, only once in two, or the questions would cost a share of the time. An actor that is
-dead or does not answer says nothing; whoever needs it will find out.
+epoch is recorded. In a long rollout phase workers are asked every ten seconds, so that the endpoint shows the engines
+as they are; where epochs take less than two seconds, only once in two, or the questions would cost a share of the time.
+An actor that is dead or does not answer says nothing; whoever needs it will find out.
 """
 
 import dataclasses
