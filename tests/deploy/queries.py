@@ -22,7 +22,7 @@ RAY_METRICS = {
 }  # fmt: skip
 """Of what Ray 2.60.0 was seen to export."""
 
-WORDS = {"and", "or", "on", "by", "group_left"}
+WORDS = {"and", "or", "unless", "on", "by", "group_left"}
 
 
 def groups(name: str) -> list[dict[str, Any]]:
