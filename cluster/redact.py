@@ -25,7 +25,10 @@ _USER_INFO = re.compile(r"([A-Za-z][\w+.-]{0,40}://)[^/\s?#]*@")
 _PARAMETER = re.compile(
     r"(?i)([?&;][\w.-]{0,64}(?:token|key|secret|signature|sig|password|credential)[\w.-]{0,64}=)[^&;#\s]+"
 )
-_HEADER = re.compile(r"(?i)\b((?:authorization|cookie)[\"']?[ \t]{0,20}[:=][ \t]{0,20}[\"']?)[^\r\n\"']+")
+_HEADER = re.compile(
+    r"(?i)\b((?:authorization|cookie)[\"']?[ \t]{0,20}[:=][ \t]{0,20}[\"']?(?:(?:bearer|basic|token)[ \t]{1,20})?)"
+    r"[^\r\n\"']+"
+)
 _ASSIGNMENT = re.compile(r"(?<![\w-])([\w-]{1,64}+)([\"']?[ \t]{0,20}[=:][ \t]{0,20}[\"']?)([^\s\"',;&]+)")
 _OPTION = re.compile(r"(?<!\S)(--[\w-]{1,64}+)([ \t]{1,20})([^\s-]\S*)")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)[ \t]{1,20}[\w.~+/=-]{8,}")
@@ -74,10 +77,11 @@ def text(value: str) -> str:
 
 
 def _without_value(found: re.Match[str]) -> str:
-    """A short number is a count: `max_new_token: 5`."""
+    """A short number is a count (`max_new_token: 5`), and a header's scheme tells nothing."""
     key, between, value = found.groups()
     counts = value.rstrip(".").isdigit() and len(value) < SHORTEST_SECRET
-    return found[0] if counts or not names_a_secret(key.lstrip("-")) else f"{key}{between}{HIDDEN}"
+    harmless = counts or value.lower() in ("bearer", "basic", "token")
+    return found[0] if harmless or not names_a_secret(key.lstrip("-")) else f"{key}{between}{HIDDEN}"
 
 
 def copy(path: Path, target: Path) -> None:
