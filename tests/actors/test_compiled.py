@@ -11,6 +11,7 @@ BUILD = "import sys, pathlib; from actors.compiled import build_helper; build_he
 
 
 @pytest.mark.stack
+@pytest.mark.chaos
 def test_a_lock_that_a_killed_build_left_behind_holds_up_nobody(tmp_path):
     built = sorted((Path.home() / ".cache" / "tailrace").glob("torch-extensions-*/*/*.so"))
     home = built[0].parents[1] if built else tmp_path
