@@ -10,7 +10,7 @@ import yaml
 from hostile import STARTS, answered, starts
 from small_spec import small
 from test_checkpoint import group_of
-from test_report import POOL, metrics_row
+from test_report import POOL, metrics_row, roll_out
 
 import cluster.launch
 from allocator import Allocator
@@ -38,13 +38,7 @@ def write_run(base: Path) -> Path:
     run.journal("stage_started", index=1, stage="rl", done=0)
     allocator = Allocator(**allocator_arguments(spec, POOL))
     for epoch in range(3):
-        group = allocator.decide(epoch)
-        won = group.rollouts * (group.prompts % 2 == 0).astype(float)
-        ids = [POOL[p].id for p in group.prompts]
-        run.journal("decided", epoch=epoch, prompts=ids, rollouts=group.rollouts.tolist())
-        figures = {"rollouts": int(group.rollouts.sum()), "reward_sums": won.tolist()}
-        run.journal("rolled_out", epoch=epoch, **figures, tokens=(group.rollouts * 3).tolist())
-        allocator.observe(epoch, group.prompts, won, group.rollouts - won, group.rollouts * 3)
+        roll_out(run, allocator, epoch)
         run.save_groups(epoch, [group_of([2, 3], epoch, 0)], {"prompts": [0], "rollouts": [2], "rollout_s": 1.0})
         row = metrics_row(epoch, 40 * epoch + 40)
         more = {

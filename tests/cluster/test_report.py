@@ -54,6 +54,17 @@ def metrics_row(epoch: int, spent: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def roll_out(run: RunDirectory, allocator: Allocator, epoch: int) -> None:
+    """What the journal holds of an epoch in which every other prompt succeeds."""
+    group = allocator.decide(epoch)
+    won = group.rollouts * (group.prompts % 2 == 0).astype(float)
+    ids = [POOL[p].id for p in group.prompts]
+    run.journal("decided", epoch=epoch, prompts=ids, rollouts=group.rollouts.tolist())
+    figures = {"rollouts": int(group.rollouts.sum()), "reward_sums": won.tolist()}
+    run.journal("rolled_out", epoch=epoch, **figures, tokens=(group.rollouts * 3).tolist())
+    allocator.observe(epoch, group.prompts, won, group.rollouts - won, group.rollouts * 3)
+
+
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     """Six epochs between two evaluations, killed before the end."""
@@ -69,13 +80,7 @@ def run(tmp_path) -> RunDirectory:
     run.journal("stage_started", index=2, stage="rl", done=0)
     allocator = Allocator(**allocator_arguments(spec, POOL))
     for epoch in range(6):
-        group = allocator.decide(epoch)
-        won = group.rollouts * (group.prompts % 2 == 0).astype(float)
-        ids = [POOL[p].id for p in group.prompts]
-        run.journal("decided", epoch=epoch, prompts=ids, rollouts=group.rollouts.tolist())
-        figures = {"rollouts": int(group.rollouts.sum()), "reward_sums": won.tolist()}
-        run.journal("rolled_out", epoch=epoch, **figures, tokens=(group.rollouts * 3).tolist())
-        allocator.observe(epoch, group.prompts, won, group.rollouts - won, group.rollouts * 3)
+        roll_out(run, allocator, epoch)
         run.add_metrics(metrics_row(epoch, 40 * epoch + 40))
     return run
 
